@@ -5,17 +5,15 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 os.environ.setdefault('IN_TEST', '1')
 os.environ.setdefault('MPLBACKEND', 'agg')
 
-def _real():
-    given = os.environ.get('MEDKIT_DATA')
-    return pathlib.Path(given).resolve() if given else ROOT.parent/'shared'/'data'
+GIVEN = os.environ.get('MEDKIT_DATA')   # read once: own_cache hides it from the tests that do not ask
+REAL = pathlib.Path(GIVEN).resolve() if GIVEN else ROOT.parent/'shared'/'data'
 
 @pytest.fixture
-def real_data(monkeypatch):
+def real_data(own_cache, monkeypatch):
     "The folder of the real sets; the test is skipped, with the reason, where it is absent"
-    folder = _real()
-    if not folder.is_dir(): pytest.skip('real data absent: set MEDKIT_DATA to the folder that holds them')
-    monkeypatch.setenv('MEDKIT_DATA', str(folder))
-    return folder
+    if not REAL.is_dir(): pytest.skip('real data absent: set MEDKIT_DATA to the folder that holds them')
+    monkeypatch.setenv('MEDKIT_DATA', str(REAL))
+    return REAL
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
