@@ -99,7 +99,7 @@ MEDNIST = Entry('mednist', 'folder', 'multi-class', '2D', 'X-ray, CT, MRI', ('Ab
     {None: 'https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/MedNIST.tar.gz'},
     {None: '0bc7306e7427e00ad1c5526a6677552d'}, {None: 62*10**6}, sample='head_ct')
 
-# %% ../nbs/02_catalog.ipynb #27b54b96
+# %% ../nbs/02_catalog.ipynb #32a9736f
 _SKIN = ('akiec', 'bcc', 'bkl', 'df', 'mel', 'nv', 'vasc')
 _LA = dict(licence='none stated: research use, never publish the images', citation='Xiong et al., 2018 Atrial Segmentation Challenge, Medical Image Analysis 67:101832 (2020)',
            obtain='ask for the challenge data at http://atriaseg2018.cardiacatlas.org and lay them out as a Decathlon folder', sample='organ_b')
@@ -122,12 +122,12 @@ OTHERS = [
     Entry('rsna_experiment4', 'tm', 'multi-class', '2D', 'head CT', ('Normal', 'Parenchymal', 'Subdural'), dict(all=[80, 80, 80]), places={None: ('rsna_tm/experiment4.tm', 'experiment4.tm')}, **_TM,
           description='Head CT slices, grey. Its normals are those of rsna_experiment5, encoded anew.'),
     Entry('rsna_experiment5', 'tm', 'multi-class', '2D', 'head CT', ('Intraparenchymal', 'Normal', 'Subdural'), dict(all=[80, 80, 80]), places={None: ('rsna_tm/experiment5.tm', 'experiment5.tm')}, **_TM,
-          description='Head CT slices, three windows coded as colours. Its normals are those of rsna_experiment4, encoded anew.')]
+          description='Head CT slices, colour-coded, dense tissue in red. Its normals are those of rsna_experiment4, encoded anew.')]
 
-# %% ../nbs/02_catalog.ipynb #3d7b17ce
-_MADE = dict(kind='generated', licence='Apache-2.0, as medkit', citation='medkit.phantom')
+# %% ../nbs/02_catalog.ipynb #50e7ce2b
+_MADE = dict(kind='generated', licence='CC0', citation='medkit.phantom')
 GENERATED = [
-    Entry('lesions', task='multi-class', dim='2D', modality='generated, like dermatoscopy', classes=_SKIN, counts={}, places={28: ('lesions/lesions_28.npz',), 64: ('lesions/lesions_64.npz',)},
+    Entry('lesions', task='multi-class', dim='2D', modality='generated, like dermatoscopy', classes=_SKIN, counts={}, places={28: ('lesions/lesions.npz',), 64: ('lesions/lesions_64.npz',)},
           description="Seven kinds of drawn lesions, as unevenly spread as DermaMNIST's.", **_MADE),
     Entry('head_ct', task='binary-class', dim='2D', modality='generated, like head CT', classes=('bleed', 'normal'), counts={}, places={None: ('head_ct',)},
           description='Drawn head slices in Hounsfield units, with and without a bleed.', **_MADE),
@@ -262,16 +262,17 @@ def size_of(
     n = e.bytes.get(size_key(e, size))
     return '' if n is None else f"{'at most' if e.kind == 'npz' else 'about'} {human(n)}"
 
-# %% ../nbs/02_catalog.ipynb #56d98b49
+# %% ../nbs/02_catalog.ipynb #3a2deb5e
 def _file(e, size): return Path(urlsplit(e.url[size_key(e, size)]).path).name
 
 def _absent(e, size, why):
     "The `MedkitError` for a set that cannot be had: what, from where, how large, where to put it, what to use meanwhile"
-    key, where = size_key(e, size), data_dirs()[0]
+    key, where = size_key(e, size), next((d for d in data_dirs() if os.access(d, os.W_OK)), data_dirs()[-1])
     todo = (f'Bring {_file(e, size)} ({size_of(e, size)}) from {e.url[key]} by other means and put it into {where}' if e.url else
             f'To have it, {e.obtain}; put it as {e.places[key][0]} into {where}')
     go_on = f", or go on with the generated sample '{e.sample}'" if e.sample else ''
-    return MedkitError(f"'{e.name}' is not on this computer and cannot be downloaded: {why}. {todo}{go_on}.")
+    lost = ''.join(f' MEDKIT_DATA names {d}, which does not exist.' for d in data_dirs()[:-1] if not d.is_dir())
+    return MedkitError(f"'{e.name}' is not on this computer and cannot be downloaded: {why}. {todo}{go_on}.{lost}")
 
 # %% ../nbs/02_catalog.ipynb #fa9a0de2
 def _reason(e, timeout):
@@ -309,7 +310,7 @@ def _by_hand(e, size):
         raise MedkitError(f'{path} does not have the published checksum of {e.name}: it is damaged or another file; remove it and fetch it again')
     return path
 
-# %% ../nbs/02_catalog.ipynb #7296d247
+# %% ../nbs/02_catalog.ipynb #1a971cc3
 def _obtain(e, size, timeout, retries):
     "Download (or take the archive put here by hand), unpack if it is an archive, and move to the cache"
     key, base = size_key(e, size), cache_dir()/'data'
@@ -322,18 +323,15 @@ def _obtain(e, size, timeout, retries):
         if e.kind != 'npz': got = unpack(got, tmp/'unpacked')/place.name
         if not got.exists(): raise MedkitError(f'The archive of {e.name} holds no {place.name}: tell the makers of medkit')
         place.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(got, place)
+        if not _is_set(place): os.replace(got, place) # another process may have been faster
     return place
 
-# %% ../nbs/02_catalog.ipynb #c2c1b42e
+# %% ../nbs/02_catalog.ipynb #f82a43f9
 def _generate(e, size):
     "Make a generated sample in the cache"
     from medkit.phantom import make_sample
-    base = cache_dir()/'data'
-    with staging(base) as tmp:
-        make_sample(e.name, tmp/e.name)
-        os.replace(tmp/e.name, base/e.name)
-    return base/e.places[size_key(e, size)][0]
+    key = size_key(e, size)
+    return make_sample(e.name, cache_dir()/'data'/e.name, **({'size': key} if key else {})).parent/e.places[key][0]
 
 # %% ../nbs/02_catalog.ipynb #2873e8ea
 def fetch(
@@ -350,14 +348,14 @@ def fetch(
 SPLITS = {'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test', 'testing': 'test'}
 PICTURES = '.png .jpg .jpeg .bmp .tif .tiff .gif .webp .pgm .ppm'.split()
 
-# %% ../nbs/02_catalog.ipynb #771688d9
+# %% ../nbs/02_catalog.ipynb #0cbd4541
 def _pictures(folder): return [p for p in sorted(Path(folder).rglob('*')) if p.suffix.lower() in PICTURES and not p.name.startswith('.')]
 
 def _shown(folder): return sorted(p for p in Path(folder).iterdir() if p.is_dir() and p.name[0] not in '._')
 
 def _count_folder(path):
     "split -> {class: pictures} of an image folder"
-    tops = [p for p in _shown(path) if p.name.lower() in SPLITS]
+    tops = sorted((p for p in _shown(path) if p.name.lower() in SPLITS), key=lambda p: list(SPLITS).index(p.name.lower()))
     return {SPLITS.get(t.name.lower(), 'all'): {c.name: len(_pictures(c)) for c in _shown(t)} for t in tops or [path]}
 
 # %% ../nbs/02_catalog.ipynb #3fbd0071
@@ -411,14 +409,21 @@ def licence_of(e:Entry) -> str:
     "The licence, with what '-NC' means said in words"
     return f'{e.licence} (non-commercial: not for products)' if '-NC' in e.licence and 'non-commercial' not in e.licence else e.licence
 
-# %% ../nbs/02_catalog.ipynb #313ab4de
+# %% ../nbs/02_catalog.ipynb #1acc6394
+def _case_table(c):
+    "Cases by class and split, saying whether they were counted here, and how many of the published ones they are"
+    here = [s for s, p in c.places.items() if p]
+    n, published = c.counts(*here[:1]), _count_published(c.entry)
+    if not n.size: return ''
+    known = sum(sum(published.get(s, {}).values()) for s in n.columns)
+    part = f', {n.to_numpy().sum()} of the {known} published' if here and known > n.to_numpy().sum() and 'multi-label' not in c.entry.task else ''
+    return f"Cases {'here' + part if here else 'as published'}:\n\n{_table(n)}"
+
+# %% ../nbs/02_catalog.ipynb #d12e63ba
 def _card_text(c):
-    "The card in Markdown, with the counts as a table"
-    lines = [f'**{c.entry.name}**', c.entry.description, '\n'.join(f'- **{k}**: {v}' for k, v in _facts(c).items() if v)]
-    here = next((s for s, p in c.places.items() if p), None)
-    n = c.counts(here)
-    if n.size: lines.append(f"Cases {'here' if any(c.places.values()) else 'as published'}:\n\n{_table(n)}")
-    return '\n\n'.join(l for l in lines if l)
+    "The card in Markdown"
+    facts = '\n'.join(f'- **{k}**: {v}' for k, v in _facts(c).items() if v)
+    return '\n\n'.join(t for t in (f'**{c.entry.name}**', c.entry.description, facts, _case_table(c)) if t)
 
 def _table(df):
     "A table in Markdown, its sums below"

@@ -20,15 +20,16 @@ from .core import *
 from .catalog import *
 from .catalog import PICTURES, SPLITS
 
-# %% ../nbs/03_images.ipynb #9b678ab5
+# %% ../nbs/03_images.ipynb #0dfe5ed9
 def eight_bit(
     im, # PIL image
 ):      # PIL image, mode L or RGB
-    "Grey (L) or colour (RGB) with 8 bits a channel; see-through parts become black"
+    "Upright, grey (L) or colour (RGB) with 8 bits a channel; see-through parts become black"
     if im.mode in ('I', 'F') or im.mode.startswith('I;'):
         lo, hi = im.getextrema()
         raise MedkitError(f'its grey values run from {lo:g} to {hi:g}, which is more than 8 bits: choose a window and save it with 0 to 255')
     if getattr(im, 'n_frames', 1) > 1: raise MedkitError(f'it holds {im.n_frames} pictures: save the one that you want')
+    im = ImageOps.exif_transpose(im)
     grey = im.mode in ('1', 'L', 'LA', 'La')
     if im.has_transparency_data: im = Image.alpha_composite(Image.new('RGBA', im.size, 'black'), im.convert('RGBA'))
     return im.convert('L' if grey else 'RGB')
@@ -41,7 +42,7 @@ def fit(
     "The whole picture inside a square, proportions kept, black around it"
     return im if size is None or im.size == (size, size) else ImageOps.pad(im, (size, size), Image.Resampling.BICUBIC, color=0)
 
-# %% ../nbs/03_images.ipynb #02532fee
+# %% ../nbs/03_images.ipynb #d14f3258
 BROKEN = OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError # what PIL raises over damaged files
 
 def read_image(
@@ -52,7 +53,7 @@ def read_image(
     try:
         data = file.read_bytes()
         if not data: raise MedkitError('it is empty (0 bytes)')
-        with Image.open(io.BytesIO(data)) as im: return np.asarray(fit(eight_bit(ImageOps.exif_transpose(im)), size))
+        with Image.open(io.BytesIO(data)) as im: return np.asarray(fit(eight_bit(im), size))
     except UnidentifiedImageError: why = 'it is not a picture, whatever its name says'
     except FileNotFoundError: why = 'it is not there'
     except BROKEN as e: why = str(e)
@@ -72,7 +73,7 @@ def _several(faults, n=5):
     "The first few of a list of faults, and how many more"
     return '; '.join(faults[:n]) + (f'; and {len(faults)-n} more' if len(faults) > n else '')
 
-# %% ../nbs/03_images.ipynb #fadbac9e
+# %% ../nbs/03_images.ipynb #5596df2b
 def read_images(
     files,     # List of paths
     size=None, # Edge of the square to fit each into; `None` wants them all of one size
@@ -82,7 +83,10 @@ def read_images(
     if bad: raise MedkitError(f'{len(bad)} of {len(files)} pictures cannot be used: {_several([m for _, m in bad])}')
     sizes = Counter(a.shape[:2] for a in arrays)
     if len(sizes) > 1: raise MedkitError(f'The pictures have {len(sizes)} sizes, from {min(sizes)} to {max(sizes)}: say which one you want, as in size=64')
-    if len({a.ndim for a in arrays}) > 1: arrays = [a if a.ndim == 3 else np.repeat(a[..., None], 3, 2) for a in arrays]
+    grey = sum(a.ndim == 2 for a in arrays)
+    if 0 < grey < len(arrays):
+        print(f'{grey} of {len(arrays)} pictures are grey, the others in colour: all opened in colour. Does one class have more of them? Then colour gives it away')
+        arrays = [a if a.ndim == 3 else np.repeat(a[..., None], 3, 2) for a in arrays]
     return np.stack(arrays)
 
 # %% ../nbs/03_images.ipynb #056d9a4d
@@ -216,7 +220,16 @@ def _open_folder(path, seed):
     if not rows: raise MedkitError(f"{path} has no pictures ({', '.join(PICTURES)}) in class folders: make one folder for each class in it")
     return _of_files(rows, classes, path.name, seed)
 
-# %% ../nbs/03_images.ipynb #313cfc75
+# %% ../nbs/03_images.ipynb #f8a6250c
+def _matching(z, path):
+    "The arrays, if each split has as many labels as pictures and all pictures are of one shape"
+    for split in ('train', 'val', 'test'):
+        n, k, shape = len(z[f'{split}_images']), len(z[f'{split}_labels']), z[f'{split}_images'].shape[1:]
+        if n != k: raise MedkitError(f'{path} has {n} pictures and {k} labels for {split}: fetch or make it again')
+        if shape != z['train_images'].shape[1:]: raise MedkitError(f"{path} has pictures of shape {shape} for {split}, but {z['train_images'].shape[1:]} for train: make them equal")
+    return z
+
+# %% ../nbs/03_images.ipynb #89e5f45c
 def _arrays(path):
     "The six arrays of a MedMNIST file"
     wanted = [f'{s}_{k}' for s in ('train', 'val', 'test') for k in ('images', 'labels')]
@@ -224,7 +237,7 @@ def _arrays(path):
         with np.load(path, allow_pickle=False) as z:
             lost = [k for k in wanted if k not in z.files]
             if lost: raise MedkitError(f"{path} lacks {', '.join(lost)}: MedMNIST's layout has {', '.join(wanted)}")
-            return {k: z[k] for k in wanted}
+            return _matching({k: z[k] for k in wanted}, path)
     except MedkitError: raise
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as e:
         why = 'it contains Python objects, which could run code' if 'pickle' in str(e) else f'it is damaged ({e})'
@@ -237,7 +250,7 @@ def entry_of(
     "The catalog's entry of a file, known by its name"
     return next((e for e in ENTRIES.values() for ps in e.places.values() for p in ps if p.endswith(path.suffix) and Path(p).name == path.name), None)
 
-# %% ../nbs/03_images.ipynb #9a8688f4
+# %% ../nbs/03_images.ipynb #4656a4fa
 def _open_npz(path, *_):
     "Pictures with the split that its makers drew; classes from the catalog where the file's name is known there"
     z = _arrays(path)
@@ -248,7 +261,7 @@ def _open_npz(path, *_):
     if images.ndim != 3 and images.shape[3:] != (3,): raise MedkitError(f'{path} holds arrays of shape {images.shape[1:]}: (h,w) or (h,w,3) is wanted; volumes are for volume_dls')
     if labels.ndim == 2 and labels.shape[1] == 1: labels = labels[:, 0]
     e = entry_of(path)
-    classes = list(e.classes) if e else [str(i) for i in range(labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1)]
+    classes = list(e.classes) if e else [str(i) for i in range(labels.shape[1] if labels.ndim == 2 else max(labels.tolist(), default=-1) + 1)]
     task = e.task if e else 'multi-label, binary-class' if labels.ndim == 2 else 'binary-class' if len(classes) == 2 else 'multi-class'
     return ImageSet(images, labels.astype(np.int64), splits, classes, e.name if e else path.stem, task)
 
@@ -286,7 +299,7 @@ def _table_splits(df):
     if odd is not None: raise MedkitError(f"The table's column is_valid has {odd!r}: use True and False")
     return ['val' if str(v).lower() in ('true', '1') else 'train' for v in df['is_valid']]
 
-# %% ../nbs/03_images.ipynb #e0d5c5fc
+# %% ../nbs/03_images.ipynb #b0b0fd6f
 def _open_table(df, seed, folder='.', name='table'):
     "Pictures listed in a table"
     lost = [c for c in ('path', 'label') if c not in df]
@@ -298,7 +311,10 @@ def _open_table(df, seed, folder='.', name='table'):
     rows = [(Path(folder)/str(p), classes.index(l), s) for p, l, s in zip(df['path'], df['label'], _table_splits(df))]
     return _of_files(rows, [str(c) for c in classes], name, seed)
 
-def _open_csv(path, seed): return _open_table(pd.read_csv(path), seed, path.parent, path.stem)
+def _open_csv(path, seed):
+    try: df = pd.read_csv(path)
+    except (ValueError, OSError) as e: raise MedkitError(f'{path} cannot be read as a table ({e}): save it as comma-separated text in UTF-8') from e # pandas' own errors are ValueErrors
+    return _open_table(df, seed, path.parent, path.stem)
 
 # %% ../nbs/03_images.ipynb #f652c4a2
 OPENERS = {'.npz': _open_npz, '.tm': _open_tm, '.csv': _open_csv}
@@ -331,7 +347,7 @@ def open_images(
     else: s = _open_path(Path(source).expanduser(), seed)
     return s if size is None else s.load(size)
 
-# %% ../nbs/03_images.ipynb #8b9a1fe8
+# %% ../nbs/03_images.ipynb #9292c0ae
 def _label_faults(s):
     "What is wrong with labels and splits"
     k, (n, *rest) = len(s.classes), np.shape(s.labels)
@@ -339,7 +355,7 @@ def _label_faults(s):
     if not n == len(s.images) == len(s.splits): return [f'it has {len(s.images)} pictures, {n} labels and {len(s.splits)} splits']
     if rest and rest != [k]: return [f'it has {rest[0]} labels a picture and {k} classes']
     bad = [y for y in np.unique(s.labels).tolist() if not 0 <= y < (2 if rest else k)]
-    return [f"labels {_several([str(b) for b in bad])} are outside of 0 to {1 if rest else k-1}"] if bad else _class_faults(s)
+    return [f"labels {', '.join(map(str, bad[:5]))} are outside of 0 to {1 if rest else k-1}"] if bad else _class_faults(s)
 
 # %% ../nbs/03_images.ipynb #e7b5f2d4
 def _class_faults(s):
