@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['MODALITY', 'PER_CLASS', 'MEDMNIST_CITE', 'CITE', 'DECATHLON', 'MSD_URL', 'MEDNIST', 'OTHERS', 'GENERATED', 'ENTRIES',
-           'SPLITS', 'PICTURES', 'Entry', 'medmnist_info', 'entry', 'size_key', 'find', 'members', 'leads_out', 'human',
-           'check_archive', 'staging', 'unpack', 'size_of', 'download', 'fetch', 'Card', 'licence_of', 'card',
-           'catalog', 'verify']
+           'SQUEEZED', 'SPLITS', 'PICTURES', 'Entry', 'medmnist_info', 'entry', 'size_key', 'find', 'members',
+           'leads_out', 'human', 'check_archive', 'staging', 'unpack', 'size_of', 'download', 'fetch', 'subfolders',
+           'pictures', 'Card', 'licence_of', 'card', 'catalog', 'verify']
 
-# %% ../nbs/02_catalog.ipynb #5f6c1c0e
-import ast, contextlib, importlib.util, json, os, shutil, stat, tarfile, tempfile, zipfile, zlib
+# %% ../nbs/02_catalog.ipynb #1f5b8b35
+import ast, bz2, contextlib, gzip, importlib.util, json, lzma, os, shutil, stat, tarfile, tempfile, zipfile, zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -147,7 +147,7 @@ def entry(
     "The `Entry` of a set; an unknown name lists near ones"
     return ENTRIES[choose(str(name).lower(), ENTRIES, 'data set')]
 
-# %% ../nbs/02_catalog.ipynb #5e580998
+# %% ../nbs/02_catalog.ipynb #e64d6c10
 def size_key(
     e:Entry,
     size=None, # Pixels of an edge; `None` is the set's first size
@@ -155,6 +155,7 @@ def size_key(
     "The key of `e`'s places, addresses and checksums for `size`"
     if None in e.places: return None
     if size is None: return next(iter(e.places))
+    if str(size).isdigit(): size = int(size) # the command line passes text
     if size not in e.places: raise MedkitError(f"{e.name} does not come in {size} px: choose one of {', '.join(map(str, e.places))}")
     return size
 
@@ -201,7 +202,19 @@ def human(
     while (unit := next(units)) != 'TB' and n >= 999.5: n /= 1000
     return f'{n:.3g} {unit}'
 
-# %% ../nbs/02_catalog.ipynb #fdb43418
+# %% ../nbs/02_catalog.ipynb #98ffaac3
+SQUEEZED = {b'\x1f\x8b': gzip.open, b'BZh': bz2.open, b'\xfd7zXZ': lzma.open}
+
+def _swells(archive, allowed):
+    "Whether a gzip, bzip2 or xz file decompresses to more than `allowed` bytes; a tar's own headers can hide a bomb, too"
+    with open(archive, 'rb') as f: head = f.read(6)
+    opener, total = next((o for magic, o in SQUEEZED.items() if head.startswith(magic)), None), 0
+    if opener is None: return False
+    with opener(archive) as f:
+        while total <= allowed and (chunk := f.read(2**20)): total += len(chunk)
+    return total > allowed
+
+# %% ../nbs/02_catalog.ipynb #c37f3fae
 def check_archive(
     archive,                    # A tar (of any compression) or a zip
     max_bytes=64*2**30,         # Unpacked; the largest set of the course has 27 GB
@@ -210,13 +223,15 @@ def check_archive(
 ) -> int:                       # Unpacked bytes
     "Look at every member before anything is written; a `MedkitError` names the first that must not be unpacked"
     archive, total = Path(archive), 0
-    allowed = min(max_bytes, max(max_ratio*archive.stat().st_size, 2**20))
+    allowed = min(max_bytes, max(max_ratio*archive.stat().st_size, 2**20)) # under 1 MB nothing is a bomb
     def refuse(why): raise MedkitError(f'{archive.name} was not unpacked: {why}; get the archive from its official address')
+    bomb = f'it would unpack to over {human(allowed)}, like a decompression bomb'
+    if _swells(archive, allowed): refuse(bomb)
     for i, (name, n, kind) in enumerate(members(archive), 1):
         total += n
         if leads_out(name): refuse(f'its member {name!r} leads out of the folder')
         if kind not in ('file', 'folder'): refuse(f'its member {name!r} is a {kind}')
-        if total > allowed: refuse(f'it would unpack to over {human(allowed)}, like a decompression bomb')
+        if total > allowed: refuse(bomb)
         if i > max_members: refuse(f'it has over {max_members} members')
     return total
 
@@ -231,12 +246,20 @@ def staging(
     try: yield tmp
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
-# %% ../nbs/02_catalog.ipynb #bfdeefd3
+# %% ../nbs/02_catalog.ipynb #de1cb6ce
 def _twin(name): return Path(name).name.startswith('._') or '__MACOSX' in name
 
+def _extract(archive, folder):
+    "Write the members; the archive must have passed `check_archive`"
+    if tarfile.is_tarfile(archive):
+        with tarfile.open(archive) as t: t.extractall(folder, members=(m for m in t if not _twin(m.name)), filter='data')
+    else:
+        with zipfile.ZipFile(archive) as z: z.extractall(folder, members=[n for n in z.namelist() if not _twin(n)])
+
+# %% ../nbs/02_catalog.ipynb #bf178bca
 def unpack(
-    archive, # A tar (of any compression) or a zip
-    folder,  # Made; must not exist yet
+    archive,  # A tar (of any compression) or a zip
+    folder,   # Made; must not exist yet
     **limits, # See `check_archive`
 ) -> Path:
     "Unpack into `folder`, whole or not at all, after `check_archive`"
@@ -244,12 +267,9 @@ def unpack(
     try:
         check_archive(archive, **limits)
         with staging(folder.parent) as tmp:
-            if tarfile.is_tarfile(archive):
-                with tarfile.open(archive) as t: t.extractall(tmp/'out', members=(m for m in t if not _twin(m.name)), filter='data')
-            else:
-                with zipfile.ZipFile(archive) as z: z.extractall(tmp/'out', members=[n for n in z.namelist() if not _twin(n)])
+            _extract(archive, tmp/'out')
             os.replace(tmp/'out', folder)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as e:
+    except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as e:
         raise MedkitError(f'{archive} is damaged ({e}): download it again') from e
     return folder
 
@@ -285,7 +305,7 @@ def _reason(e, timeout):
     if isinstance(e, OSError) and e.errno: return f'the disk refused it ({e.strerror})'
     return 'the server cannot be reached'
 
-# %% ../nbs/02_catalog.ipynb #e74b1790
+# %% ../nbs/02_catalog.ipynb #5337e033
 def download(
     e:Entry,    # A set that has an address
     size=None,
@@ -298,7 +318,7 @@ def download(
     key = size_key(e, size)
     file = _file(e, size)
     pup = pooch.create(folder, '', registry={file: f'md5:{e.md5[key]}'}, urls={file: e.url[key]}, retry_if_failed=retries)
-    try: return Path(pup.fetch(file, downloader=pooch.HTTPDownloader(progressbar=not in_test(), timeout=timeout)))
+    try: return Path(pup.fetch(file, downloader=pooch.HTTPDownloader(progressbar=not in_test(), timeout=(min(timeout, 10), timeout))))
     except (OSError, ValueError) as err: raise _absent(e, size, _reason(err, timeout)) from err
 
 # %% ../nbs/02_catalog.ipynb #833981ea
@@ -348,15 +368,24 @@ def fetch(
 SPLITS = {'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test', 'testing': 'test'}
 PICTURES = '.png .jpg .jpeg .bmp .tif .tiff .gif .webp .pgm .ppm'.split()
 
-# %% ../nbs/02_catalog.ipynb #0cbd4541
-def _pictures(folder): return [p for p in sorted(Path(folder).rglob('*')) if p.suffix.lower() in PICTURES and not p.name.startswith('.')]
+# %% ../nbs/02_catalog.ipynb #c5785cee
+def subfolders(
+    folder, # `Path`
+) -> list:
+    "Its folders, sorted, without hidden ones"
+    return sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] not in '._')
 
-def _shown(folder): return sorted(p for p in Path(folder).iterdir() if p.is_dir() and p.name[0] not in '._')
+def pictures(
+    folder, # `Path`
+) -> list:
+    "All picture files in it and below, sorted, without macOS's `._` twins"
+    return sorted(p for p in folder.rglob('*') if p.suffix.lower() in PICTURES and p.name[0] != '.')
 
+# %% ../nbs/02_catalog.ipynb #aaf51fd1
 def _count_folder(path):
     "split -> {class: pictures} of an image folder"
-    tops = sorted((p for p in _shown(path) if p.name.lower() in SPLITS), key=lambda p: list(SPLITS).index(p.name.lower()))
-    return {SPLITS.get(t.name.lower(), 'all'): {c.name: len(_pictures(c)) for c in _shown(t)} for t in tops or [path]}
+    tops = sorted((p for p in subfolders(path) if p.name.lower() in SPLITS), key=lambda p: list(SPLITS).index(p.name.lower()))
+    return {SPLITS.get(t.name.lower(), 'all'): {c.name: len(pictures(c)) for c in subfolders(t)} for t in tops or [path]}
 
 # %% ../nbs/02_catalog.ipynb #3fbd0071
 def _count_npz(path, classes):
@@ -366,13 +395,19 @@ def _count_npz(path, classes):
     each = lambda y: y.sum(0) if y.ndim == 2 and y.shape[1] > 1 else np.bincount(y.ravel(), minlength=len(classes))
     return {s: dict(zip(classes, each(y).tolist())) for s, y in labels.items()}
 
-# %% ../nbs/02_catalog.ipynb #849a30b9
-def _count_here(e, path):
+# %% ../nbs/02_catalog.ipynb #f15b3965
+def _count(e, path):
     "split -> {class: cases} of what lies at `path`"
     if path.suffix == '.npz': return _count_npz(path, e.classes)
     if path.suffix == '.tm': return {'all': dict(Counter(n.split('-!-')[0] for n, *_ in members(path) if '-!-' in n))}
     if (path/'dataset.json').is_file(): return {'train': {'cases': len(json.loads((path/'dataset.json').read_text(encoding='utf-8'))['training'])}}
     return _count_folder(path)
+
+def _count_here(e, path):
+    "`_count`, and a sentence where the files are damaged"
+    try: return _count(e, path)
+    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as err:
+        raise MedkitError(f'{path} is damaged or has another layout ({err}): remove it and fetch {e.name} again') from err
 
 # %% ../nbs/02_catalog.ipynb #e27f3248
 def _count_published(e):

@@ -6,7 +6,7 @@
 __all__ = ['BROKEN', 'OPENERS', 'eight_bit', 'fit', 'read_image', 'read_images', 'ImageSet', 'draw_splits', 'same_files',
            'complete_splits', 'entry_of', 'open_images', 'check_images']
 
-# %% ../nbs/03_images.ipynb #9a9843d7
+# %% ../nbs/03_images.ipynb #2f79815a
 import hashlib, io, json, warnings, zipfile
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +18,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 from .core import *
 from .catalog import *
-from .catalog import PICTURES, SPLITS
 
 # %% ../nbs/03_images.ipynb #0dfe5ed9
 def eight_bit(
@@ -207,17 +206,17 @@ def _of_files(rows, classes, name, seed):
     files, labels, splits = [r[0] for r in rows], np.array([r[1] for r in rows], dtype=np.int64), [r[2] for r in rows]
     return ImageSet(files, labels, complete_splits(files, labels, splits, name, seed), list(classes), name, 'binary-class' if len(classes) == 2 else 'multi-class')
 
-# %% ../nbs/03_images.ipynb #f9033bc9
-def _subfolders(path): return sorted(p for p in path.iterdir() if p.is_dir() and p.name[0] not in '._')
-def _pictures(path): return sorted(p for p in path.rglob('*') if p.suffix.lower() in PICTURES and p.name[0] != '.')
-
+# %% ../nbs/03_images.ipynb #341ca006
 def _open_folder(path, seed):
     "A folder of class folders, with or without split folders above them"
     if (path/'dataset.json').is_file(): raise MedkitError(f'{path} holds volumes, not pictures: open it with volume_dls')
-    tops = [(SPLITS[p.name.lower()], p) for p in _subfolders(path) if p.name.lower() in SPLITS] or [(None, path)]
-    classes = sorted({c.name for _, t in tops for c in _subfolders(t)})
-    rows = [(f, classes.index(c.name), s) for s, t in tops for c in _subfolders(t) for f in _pictures(c)]
-    if not rows: raise MedkitError(f"{path} has no pictures ({', '.join(PICTURES)}) in class folders: make one folder for each class in it")
+    tops = [(SPLITS[p.name.lower()], p) for p in subfolders(path) if p.name.lower() in SPLITS] or [(None, path)]
+    classes = sorted({c.name for _, t in tops for c in subfolders(t)})
+    rows = [(f, classes.index(c.name), s) for s, t in tops for c in subfolders(t) for f in pictures(c)]
+    if not rows:
+        ends = Counter(f.suffix for f in path.rglob('*') if f.is_file()).most_common(1)
+        has = f'; most of its files end in {ends[0][0]}' if ends else ''
+        raise MedkitError(f"{path} has no pictures ({', '.join(PICTURES)}) in class folders{has}: make one folder for each class in it")
     return _of_files(rows, classes, path.name, seed)
 
 # %% ../nbs/03_images.ipynb #f8a6250c
@@ -299,7 +298,7 @@ def _table_splits(df):
     if odd is not None: raise MedkitError(f"The table's column is_valid has {odd!r}: use True and False")
     return ['val' if str(v).lower() in ('true', '1') else 'train' for v in df['is_valid']]
 
-# %% ../nbs/03_images.ipynb #b0b0fd6f
+# %% ../nbs/03_images.ipynb #6727b318
 def _open_table(df, seed, folder='.', name='table'):
     "Pictures listed in a table"
     lost = [c for c in ('path', 'label') if c not in df]
@@ -307,7 +306,7 @@ def _open_table(df, seed, folder='.', name='table'):
     if not len(df): raise MedkitError(f'{name} has no rows: list a picture a row')
     gap = df.index[df[['path', 'label']].isna().any(axis=1)]
     if len(gap): raise MedkitError(f'{name} has {len(gap)} rows without path or label, the first at index {gap[0]}: fill or remove them')
-    classes = sorted(df['label'].unique().tolist())
+    classes = sorted(df['label'].unique().tolist(), key=lambda c: (isinstance(c, str), c)) # numbers before words
     rows = [(Path(folder)/str(p), classes.index(l), s) for p, l, s in zip(df['path'], df['label'], _table_splits(df))]
     return _of_files(rows, [str(c) for c in classes], name, seed)
 

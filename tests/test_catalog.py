@@ -188,6 +188,21 @@ def test_evil_zip(server, at, case):
     with pytest.raises(MedkitError, match=why): fetch('mednist')
     assert left() == [] and not Path('/tmp/medkit-evil').exists()
 
+def test_bomb_in_a_header(tmp_path):
+    "Not a member but a header of the tar swells; reading its list of members would fill the memory"
+    with tarfile.open(tmp_path/'x.tar.gz', 'w:gz', format=tarfile.PAX_FORMAT) as t: t.addfile(member('a', pax_headers=dict(comment='0'*(30*2**20))))
+    with pytest.raises(MedkitError, match='bomb'): unpack(tmp_path/'x.tar.gz', tmp_path/'out')
+    assert os.listdir(tmp_path) == ['x.tar.gz']
+
+def test_zip_that_lies(tmp_path):
+    "A member that says it has 10 bytes and has 50 million"
+    data = bytearray(zipped('MedNIST/z', bytes(50*2**20)))
+    at = data.rindex(b'PK\x01\x02') + 24
+    data[at:at+4] = (10).to_bytes(4, 'little')
+    (tmp_path/'x.zip').write_bytes(data)
+    with pytest.raises(MedkitError, match='x.zip is damaged'): unpack(tmp_path/'x.zip', tmp_path/'out')
+    assert os.listdir(tmp_path) == ['x.zip']
+
 def test_too_many(tmp_path):
     (tmp_path/'many.tar').write_bytes(tar(*(member(str(i)) for i in range(20))))
     with pytest.raises(MedkitError, match='over 10 members'): unpack(tmp_path/'many.tar', tmp_path/'out', max_members=10)
@@ -220,6 +235,11 @@ def test_light(tmp_path):
     done = subprocess.run([sys.executable, '-c', code], env={**os.environ, 'HOME': str(home)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert os.listdir(home) == []
+
+def test_damaged_card():
+    place = cache_dir()/'data'/'dermamnist.npz'
+    place.parent.mkdir(); place.write_bytes(npz()[:500])
+    with pytest.raises(MedkitError, match='dermamnist.npz is damaged'): str(card('dermamnist'))
 
 def test_medmnist_home():
     "What the medmnist package has fetched before is found, after one's own folders"
