@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODALITY', 'PER_CLASS', 'MEDMNIST_CITE', 'CITE', 'DECATHLON', 'MSD_URL', 'MEDNIST', 'OTHERS', 'GENERATED', 'ENTRIES',
-           'SQUEEZED', 'SPLITS', 'PICTURES', 'Entry', 'medmnist_info', 'entry', 'size_key', 'find', 'members',
-           'leads_out', 'human', 'check_archive', 'staging', 'unpack', 'size_of', 'download', 'fetch', 'subfolders',
-           'pictures', 'Card', 'licence_of', 'card', 'catalog', 'verify']
+           'SPLITS', 'PICTURES', 'SQUEEZED', 'Entry', 'medmnist_info', 'subfolders', 'pictures', 'own_sets', 'entry',
+           'size_key', 'find', 'members', 'leads_out', 'human', 'check_archive', 'staging', 'unpack', 'size_of',
+           'download', 'fetch', 'Card', 'licence_of', 'card', 'catalog', 'verify']
 
 # %% ../nbs/02_catalog.ipynb #1f5b8b35
 import ast, bz2, contextlib, gzip, importlib.util, json, lzma, os, shutil, stat, tarfile, tempfile, zipfile, zlib
@@ -140,12 +140,55 @@ GENERATED = [
 ENTRIES = {e.name: e for e in [*(_decathlon(k, *v) for k, v in DECATHLON.items()), MEDNIST, *OTHERS,
                                *(_medmnist(k, v) for k, v in medmnist_info().items()), *GENERATED]}
 
-# %% ../nbs/02_catalog.ipynb #7ddc7a1c
+# %% ../nbs/02_catalog.ipynb #51d9a3bb
+SPLITS = {'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test', 'testing': 'test'}
+PICTURES = '.png .jpg .jpeg .bmp .tif .tiff .gif .webp .pgm .ppm'.split()
+
+# %% ../nbs/02_catalog.ipynb #c5785cee
+def subfolders(
+    folder, # `Path`
+) -> list:
+    "Its folders, sorted, without hidden ones"
+    return sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] not in '._')
+
+def pictures(
+    folder, # `Path`
+) -> list:
+    "All picture files in it and below, sorted, without macOS's `._` twins"
+    return sorted(p for p in folder.rglob('*') if p.suffix.lower() in PICTURES and p.name[0] != '.')
+
+# %% ../nbs/02_catalog.ipynb #e1c48a51
+def _layout(path):
+    "Which of the four layouts a file or folder has; `None` for anything else"
+    if path.suffix.lower() == '.tm': return 'tm'
+    if path.suffix.lower() == '.npz': return 'npz' if zipfile.is_zipfile(path) and 'train_images.npy' in zipfile.ZipFile(path).namelist() else None
+    if not path.is_dir() or path.name[0] in '._': return None
+    if (path/'dataset.json').is_file(): return 'decathlon'
+    tops = [p for p in subfolders(path) if p.name.lower() in SPLITS] or [path]
+    return 'folder' if any(f.suffix.lower() in PICTURES for t in tops for c in subfolders(t) for f in c.iterdir()) else None
+
+# %% ../nbs/02_catalog.ipynb #348a9c89
+def _own(path, kind):
+    "The `Entry` of a set that nobody registered"
+    is3d = kind == 'decathlon'
+    return Entry(path.stem.lower(), kind, 'segmentation' if is3d else 'classification', '3D' if is3d else '', '', (), {}, 'not known: ask whoever gave it to you', 'not known',
+                 {None: (path.name,)}, 'Found in your data folder.', obtain='ask whoever gave it to you')
+
+# %% ../nbs/02_catalog.ipynb #47a97073
+def own_sets() -> dict:
+    "Sets in the data folders that are not registered: name -> `Entry`"
+    registered = {p for e in ENTRIES.values() for ps in e.places.values() for p in ps}
+    paths = [p for d in data_dirs() if d.is_dir() for p in sorted(d.iterdir()) if p.name not in registered]
+    return {e.name: e for p in paths if (kind := _layout(p)) and (e := _own(p, kind)).name not in ENTRIES}
+
+# %% ../nbs/02_catalog.ipynb #84c94921
 def entry(
     name:str, # A set's short name; capitals do not matter
 ) -> Entry:
     "The `Entry` of a set; an unknown name lists near ones"
-    return ENTRIES[choose(str(name).lower(), ENTRIES, 'data set')]
+    if (name := str(name).lower()) in ENTRIES: return ENTRIES[name]
+    known = {**own_sets(), **ENTRIES}
+    return known[choose(name, known, 'data set')]
 
 # %% ../nbs/02_catalog.ipynb #e64d6c10
 def size_key(
@@ -364,36 +407,19 @@ def fetch(
     e = entry(name)
     return find(name, size) or (_generate(e, size) if e.kind == 'generated' else _obtain(e, size, timeout, retries))
 
-# %% ../nbs/02_catalog.ipynb #51d9a3bb
-SPLITS = {'train': 'train', 'training': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test', 'testing': 'test'}
-PICTURES = '.png .jpg .jpeg .bmp .tif .tiff .gif .webp .pgm .ppm'.split()
-
-# %% ../nbs/02_catalog.ipynb #c5785cee
-def subfolders(
-    folder, # `Path`
-) -> list:
-    "Its folders, sorted, without hidden ones"
-    return sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] not in '._')
-
-def pictures(
-    folder, # `Path`
-) -> list:
-    "All picture files in it and below, sorted, without macOS's `._` twins"
-    return sorted(p for p in folder.rglob('*') if p.suffix.lower() in PICTURES and p.name[0] != '.')
-
 # %% ../nbs/02_catalog.ipynb #aaf51fd1
 def _count_folder(path):
     "split -> {class: pictures} of an image folder"
     tops = sorted((p for p in subfolders(path) if p.name.lower() in SPLITS), key=lambda p: list(SPLITS).index(p.name.lower()))
     return {SPLITS.get(t.name.lower(), 'all'): {c.name: len(pictures(c)) for c in subfolders(t)} for t in tops or [path]}
 
-# %% ../nbs/02_catalog.ipynb #3fbd0071
+# %% ../nbs/02_catalog.ipynb #08138053
 def _count_npz(path, classes):
     "split -> {class: pictures} of a MedMNIST file; for several labels a picture, how many have each"
     import numpy as np
     with np.load(path, allow_pickle=False) as z: labels = {s: z[f'{s}_labels'] for s in ('train', 'val', 'test')}
     each = lambda y: y.sum(0) if y.ndim == 2 and y.shape[1] > 1 else np.bincount(y.ravel(), minlength=len(classes))
-    return {s: dict(zip(classes, each(y).tolist())) for s, y in labels.items()}
+    return {s: dict(zip(classes or map(str, range(99)), each(y).tolist())) for s, y in labels.items()}
 
 # %% ../nbs/02_catalog.ipynb #f15b3965
 def _count(e, path):
@@ -428,15 +454,15 @@ class Card:
     def __str__(self): return _card_text(self).replace('**', '').replace('`', '')
     __repr__ = __str__
 
-# %% ../nbs/02_catalog.ipynb #73f55786
+# %% ../nbs/02_catalog.ipynb #7cebb9f4
 def _facts(c):
     "The lines of a card: what, and its text"
     e, here = c.entry, {s: p for s, p in c.places.items() if p}
     sizes = ', '.join(f'{s} px' for s in e.places if s) or None
     where = '; '.join(f'{s} px in `{p}`' if s else f'`{p}`' for s, p in here.items()) or 'no'
-    source = next(iter(e.url.values()), None) or ('made by medkit on the spot' if e.kind == 'generated' else f'no public address: {e.obtain}')
-    classes = f'{len(e.classes)}: {", ".join(e.classes)}'
-    return dict(task=f'{e.task}, {e.dim}, {e.modality}', classes=classes, sizes=sizes, licence=licence_of(e), source=source,
+    source = next(iter(e.url.values()), None) or ('made by medkit on the spot' if e.kind == 'generated' else f'no public address; {e.obtain}')
+    classes = e.classes and f'{len(e.classes)}: {", ".join(e.classes)}'
+    return dict(task=', '.join(t for t in (e.task, e.dim, e.modality) if t), classes=classes, sizes=sizes, licence=licence_of(e), source=source,
                 download=size_of(e) or None, cite=e.citation, here=where, sample=e.sample and f"`fetch('{e.sample}')`, where this one cannot be had")
 
 # %% ../nbs/02_catalog.ipynb #94328af2
@@ -485,14 +511,14 @@ def _row(e):
     return dict(name=e.name, task=e.task, dim=e.dim, modality=e.modality, sizes=' '.join(str(s) for s in e.places if s), size=size, licence=e.licence,
                 present=bool(here), where=', '.join(str(p) for p in here.values()))
 
-# %% ../nbs/02_catalog.ipynb #3683f339
+# %% ../nbs/02_catalog.ipynb #8131b03f
 def catalog(
     find:str=None, # Only the sets with this word in their name, task, modality or description
 ):                 # DataFrame, a set a row
     "The sets that medkit knows; `size` is what a set takes here, or the download where it is absent"
     import pandas as pd
     fits = lambda e: not find or find.lower() in ' '.join([e.name, e.task, e.dim, e.modality, e.description, *e.classes]).lower()
-    return pd.DataFrame([_row(e) for e in ENTRIES.values() if fits(e)], columns='name task dim modality sizes size licence present where'.split()).set_index('name')
+    return pd.DataFrame([_row(e) for e in [*ENTRIES.values(), *own_sets().values()] if fits(e)], columns='name task dim modality sizes size licence present where'.split()).set_index('name')
 
 # %% ../nbs/02_catalog.ipynb #c9a1b6bc
 def verify(

@@ -88,7 +88,7 @@ def read_images(
         arrays = [a if a.ndim == 3 else np.repeat(a[..., None], 3, 2) for a in arrays]
     return np.stack(arrays)
 
-# %% ../nbs/03_images.ipynb #056d9a4d
+# %% ../nbs/03_images.ipynb #1f42a353
 @dataclass
 class ImageSet:
     "Pictures with labels and splits"
@@ -98,6 +98,7 @@ class ImageSet:
     classes: list      # Names in the order of the numbers
     name: str = ''     # For messages and reports
     task: str = 'multi-class' # MedMNIST's words
+    size: int = None   # Edge of the square at which `load` reads the files; `None` keeps their own size
     def __len__(self): return len(self.labels)
     def __repr__(self):
         n = ', '.join(f'{s} {(self.splits == s).sum()}' for s in ('train', 'val', 'test'))
@@ -121,13 +122,13 @@ def part(self:ImageSet,
     images = self.images[idx] if isinstance(self.images, np.ndarray) else [self.images[i] for i in idx]
     return replace(self, images=images, labels=self.labels[idx], splits=self.splits[idx])
 
-# %% ../nbs/03_images.ipynb #f4e2ccab
+# %% ../nbs/03_images.ipynb #8c84f69b
 @patch
 def as_arrays(self:ImageSet,
-    size=None, # Edge of the square that each shall fill; `None` keeps the size that they have
+    size=None, # Edge of the square that each shall fill; `None` is the set's own `size`
 ):
     "All pictures as one uint8 array (n,h,w) or (n,h,w,3)"
-    x = self.images
+    x, size = self.images, size or self.size
     if not isinstance(x, np.ndarray): return read_images(x, size)
     return x if size is None or x.shape[1:3] == (size, size) else np.stack([np.asarray(fit(Image.fromarray(i), size)) for i in x])
 
@@ -324,27 +325,35 @@ def _open_path(path, seed):
     if path.is_dir(): return _open_folder(path, seed)
     return OPENERS[choose(path.suffix.lower(), OPENERS, f'ending of {path.name}')](path, seed)
 
-# %% ../nbs/03_images.ipynb #09cfe11f
+# %% ../nbs/03_images.ipynb #e8b34e65
 def _open_name(name, size, seed):
     "A set of the catalog: found, made or downloaded; of its sizes the smallest that is not below `size`"
     e = entry(name)
     if e.dim == '3D': raise MedkitError(f"'{e.name}' is a set of volumes: open it with volume_dls")
     sizes = [s for s in e.places if s]
     path = fetch(e.name, min((s for s in sizes if s >= (size or 0)), default=max(sizes, default=None)))
-    return replace(_open_path(path, seed), name=e.name, task=e.task)
+    s = _open_path(path, seed)
+    return replace(s, name=e.name, task=s.task if e.task == 'classification' else e.task)
 
-# %% ../nbs/03_images.ipynb #f5adb1a1
+# %% ../nbs/03_images.ipynb #73b2b889
+def _is_name(source):
+    "A name of the catalog, or a word that is no path: then the catalog can say which names are near"
+    path = Path(source)
+    return str(source).lower() in ENTRIES or not (path.suffix or len(path.parts) > 1 or path.exists())
+
+# %% ../nbs/03_images.ipynb #7a1286ed
 def open_images(
     source,    # Name in the catalog, folder, .npz, .tm, .csv, DataFrame, or an `ImageSet`
-    size=None, # Edge in pixels of the square that each picture shall fill; `None` leaves them as they are
+    size=None, # Edge in pixels of the square that each picture shall fill; files are read when the set is loaded
     seed=42,   # Of the split, where none was drawn by the makers
 ) -> ImageSet:
     "Pictures with labels and splits from wherever they are"
     if isinstance(source, ImageSet): s = source
     elif isinstance(source, pd.DataFrame): s = _open_table(source, seed)
-    elif str(source).lower() in ENTRIES or not (Path(source).suffix or len(Path(source).parts) > 1 or Path(source).exists()): s = _open_name(source, size, seed)
+    elif _is_name(source): s = _open_name(source, size, seed)
     else: s = _open_path(Path(source).expanduser(), seed)
-    return s if size is None else s.load(size)
+    s = replace(s, size=size or s.size)
+    return s.load() if size and isinstance(s.images, np.ndarray) else s
 
 # %% ../nbs/03_images.ipynb #9292c0ae
 def _label_faults(s):

@@ -26,6 +26,12 @@ def faults(source): # what `check_images` says of it
     with pytest.raises(MedkitError) as err: check_images(open_images(source))
     return str(err.value)
 
+def test_own_set(folder, monkeypatch):
+    "A folder in MEDKIT_DATA opens by its name"
+    monkeypatch.setenv('MEDKIT_DATA', str(folder.parent))
+    s = check_images(open_images('Set', 12))
+    assert (s.name, s.task, s.load().images.shape) == ('set', 'binary-class', (20, 12, 12))
+
 # Files -----------------------------------------------------------------------------------------------------------
 
 def test_good(folder):
@@ -74,13 +80,13 @@ def test_bomb(tmp_path, monkeypatch):
 
 def test_grey_and_colour(folder, capsys):
     picture(folder/'a/c.png', 'RGB')
-    assert open_images(folder, 8).images.shape == (21, 8, 8, 3)
+    assert open_images(folder, 8).as_arrays().shape == (21, 8, 8, 3)
     assert '20 of 21 pictures are grey' in capsys.readouterr().out
 
 def test_sizes(folder):
     picture(folder/'a/wide.png', size=(16, 40))
     with pytest.raises(MedkitError, match=r'2 sizes, from \(16, 16\) to \(16, 40\): say which one you want, as in size=64'): open_images(folder).load()
-    assert open_images(folder, 12).images.shape == (21, 12, 12)
+    assert open_images(folder, 12).load().images.shape == (21, 12, 12)
 
 # Folders ---------------------------------------------------------------------------------------------------------
 
@@ -207,7 +213,7 @@ def test_table_faults(folder):
 def test_csv(folder):
     df = table(folder); df['path'] = [str(Path(p).relative_to(folder)) for p in df['path']]
     df.to_csv(folder/'list.csv', index=False)
-    assert check_images(open_images(folder/'list.csv', 8)).images.shape == (20, 8, 8)
+    assert check_images(open_images(folder/'list.csv', 8)).load().images.shape == (20, 8, 8)
     for data in (b'', b'\xff\xfe\x00\x81'):
         (folder/'list.csv').write_bytes(data)
         with pytest.raises(MedkitError, match='list.csv cannot be read as a table'): open_images(folder/'list.csv')
