@@ -122,7 +122,7 @@ def _posed(rng, points, bend, turn=.1, shift=2):
     points = np.array(points, float)*rng.uniform(.88, 1.12) + rng.normal(0, bend, (len(points), 3))
     return Rotation.from_rotvec(rng.normal(0, turn, 3)).apply(points) + rng.normal(0, shift, 3)
 
-# %% ../nbs/01_phantom.ipynb #b9988b2d
+# %% ../nbs/01_phantom.ipynb #737505ea
 def organ_a(
     seed:int,  # Same seed, same case
     code=None, # Orientation in which to store it, e.g. 'LPI'; default: drawn from the seed
@@ -132,7 +132,7 @@ def organ_a(
     axes, t = grid(rng.integers((34, 48, 33), (40, 56, 40)), spacing), np.linspace(0, 1, 6)
     side = rng.choice([-1, 1])                                      # left or right
     line = _posed(rng, np.stack([side*(3 - 8*t**2), 16 - 32*t, -5 + 11*t**1.5], 1), .6)
-    d = tube(axes, line, (6.3 - 3.3*t)*rng.uniform(.85, 1.15)) + .8*field(rng, axes, 5)
+    d = tube(axes, line, np.array([6.2, 6.2, 4.3, 4.8, 4, 3])*rng.uniform(.88, 1.12)) + .8*field(rng, axes, 5)
     border = line[2, 1] + rng.normal(0, .4)
     mask = (d < 0)*np.where(axes[1] > border, 1, 2)
     return _case(rng, axes, spacing, _tissue(rng, axes, d, 1., 3, (2.5, 5)), mask, code)

@@ -20,11 +20,11 @@ def arrays(file):
     return dict(voxels=np.asarray(n.dataobj), affine=n.affine)
 
 def assert_same(a, b, where):
-    "Equal, but that another processor's rounding may move one value in a thousand by a hundredth of the range"
+    "Equal, but that another processor or NumPy may round one value in a thousand otherwise (1 HU is 4 greys in the brain window)"
     assert (a.shape, a.dtype) == (b.shape, b.dtype), where
     if a.dtype.kind in 'US': assert (a == b).all(), where; return
     assert np.mean(a != b) < 1e-3, where
-    assert np.abs(a.astype(float) - b).max() <= max(1, .01*np.abs(a.astype(float)).max()), where
+    assert np.abs(a.astype(float) - b).max() <= max(4, .01*np.abs(a.astype(float)).max()), where
 
 # --- data/
 
