@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['METHODS', 'MASK_METRICS', 'Estimate', 'share', 'mean_ci', 'Comparison', 'compare_means', 'placements', 'auc_interval',
            'mean_of_parts', 'cell_html', 'ci_columns', 'table_html', 'figure_uri', 'Result', 'to_np',
-           'check_predictions', 'score_class', 'auc_correlation', 'class_notes', 'evaluate_classes', 'binary', 'dice',
-           'hd95', 'name_labels', 'check_mask', 'score_label', 'score_masks', 'mask_notes', 'evaluate_masks',
-           'read_labels', 'mask_files', 'pair_files', 'score_files', 'truth_labels', 'evaluate_folder']
+           'check_predictions', 'score_class', 'auc_correlation', 'against_lazy', 'class_notes', 'evaluate_classes',
+           'binary', 'dice', 'hd95', 'name_labels', 'check_mask', 'score_label', 'score_masks', 'mask_notes',
+           'evaluate_masks', 'read_labels', 'mask_files', 'pair_files', 'score_files', 'truth_labels',
+           'evaluate_folder']
 
-# %% ../nbs/30_evaluate.ipynb #bc70bc01
-import base64, html, io, math
+# %% ../nbs/30_evaluate.ipynb #7c8e7b34
+import base64, html, io, math, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -159,7 +160,7 @@ def figure_uri(
     fig.savefig(buf, format='png', dpi=dpi, bbox_inches='tight')
     return 'data:image/png;base64,' + base64.b64encode(buf.getvalue()).decode()
 
-# %% ../nbs/30_evaluate.ipynb #14456133
+# %% ../nbs/30_evaluate.ipynb #ce9c31bd
 @dataclass
 class Result:
     "What an evaluation found"
@@ -176,9 +177,10 @@ class Result:
     def to_dict(self):
         tables = {k: df.to_dict('records') for k in ('table', 'per_class', 'per_case') if (df := getattr(self, k)) is not None}
         return dict(kind=self.kind, **tables, notes=list(self.notes))
-    def __repr__(self): return '\n\n'.join([str(df.round(3).to_string(index=False)) for df in (self.table, self.detail)] + self.notes)
+    def __repr__(self): return '\n\n'.join([df.round(3).to_string(index=False, max_rows=20) for df in (self.table, self.detail)] + self.notes)
     def _repr_html_(self):
-        pics = ''.join(f'<p><img src="{figure_uri(f, dpi=90)}" alt="{html.escape(c)}"></p>' for c, f in self.figures.items())
+        def pic(c, f): return f'<figure><img src="{figure_uri(f, dpi=90)}" alt="{html.escape(c)}"><figcaption>{html.escape(c)}</figcaption></figure>'
+        pics = ''.join(pic(*o) for o in self.figures.items())
         return table_html(self.table) + table_html(self.detail) + ''.join(f'<p>{html.escape(n)}</p>' for n in self.notes) + pics
 
 # %% ../nbs/30_evaluate.ipynb #24aa2f0a
@@ -221,6 +223,18 @@ def auc_correlation(p, t, classes) -> np.ndarray:
     np.fill_diagonal(corr, 1)  # an AUC of 1 does not vary, but its interval has width
     return corr
 
+# %% ../nbs/30_evaluate.ipynb #8061bee0
+def against_lazy(
+    right, # (n,) bool: the model is right
+    lazy,  # (n,) bool: the image is of the most frequent class
+    name,  # That class
+) -> str:
+    "Whether the model beats the laziest one, as a sentence (McNemar's exact test)"
+    gained, lost = int((right & ~lazy).sum()), int((~right & lazy).sum())
+    p = binomtest(gained, gained+lost).pvalue if gained+lost else 1.
+    verdict = 'Not distinguishable from' if p >= .05 else 'Better than' if gained > lost else 'Worse than'
+    return f"{verdict} always calling {name}: {gained} images gained, {lost} lost (McNemar, p {'< 0.001' if p < .001 else f'= {p:.3f}'})."
+
 # %% ../nbs/30_evaluate.ipynb #c85bc13e
 def class_notes(pc) -> list:
     "The sentences that belong beside the per-class table `pc`"
@@ -233,7 +247,7 @@ def class_notes(pc) -> list:
     if (pc.n > 0).sum() == 1: notes.append('All images are of one class: AUC needs two, and balanced accuracy is the sensitivity of that one.')
     return notes
 
-# %% ../nbs/30_evaluate.ipynb #1ea7a6a7
+# %% ../nbs/30_evaluate.ipynb #8c96a972
 METHODS = '95 % intervals: Wilson for shares, Newcombe for AUC, MOVER for means over classes; n counts images.'
 
 def evaluate_classes(
@@ -247,9 +261,10 @@ def evaluate_classes(
     there = np.flatnonzero(pc.n > 0)
     def parts(k): return [Estimate(*pc.loc[i, [k, f'{k}_low', f'{k}_high', 'n']]) for i in there]
     corr = auc_correlation(p, t, there) if len(there) > 1 else None
-    rows = {'accuracy': share((p.argmax(1) == t).sum(), len(t)), 'accuracy, always the most frequent class': share(pc.n.max(), len(t)),
+    rows = {'accuracy': share((p.argmax(1) == t).sum(), len(t)), 'majority-class accuracy': share(pc.n.max(), len(t)),
             'balanced accuracy': mean_of_parts(parts('sensitivity')), 'AUC, macro one-vs-rest': mean_of_parts(parts('auc'), corr)}
-    return Result('classes', pd.DataFrame([dict(metric=k, **e._asdict()) for k, e in rows.items()]), per_class=pc, notes=class_notes(pc) + [METHODS])
+    lazy = [against_lazy(p.argmax(1) == t, t == pc.n.argmax(), vocab[pc.n.argmax()])]
+    return Result('classes', pd.DataFrame([dict(metric=k, **e._asdict()) for k, e in rows.items()]), per_class=pc, notes=lazy + class_notes(pc) + [METHODS])
 
 # %% ../nbs/30_evaluate.ipynb #76eda115
 def binary(m):
@@ -269,7 +284,7 @@ def dice(
     both = pred.sum() + true.sum()
     return float(2*(pred & true).sum()/both) if both else math.nan
 
-# %% ../nbs/30_evaluate.ipynb #7efeb414
+# %% ../nbs/30_evaluate.ipynb #359ef126
 def hd95(
     pred,    # Predicted mask, {0,1}
     true,    # Reference mask, same shape
@@ -279,7 +294,9 @@ def hd95(
     pred, true = binary(pred), binary(true)
     if not (pred.any() and true.any()): return math.nan
     one = [torch.as_tensor(m)[None, None] for m in (pred, true)]
-    return compute_hausdorff_distance(*one, include_background=True, percentile=95, spacing=[float(s) for s in spacing]).item()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)  # MONAI 1.6 warns of an argument that it passes to itself
+        return compute_hausdorff_distance(*one, include_background=True, percentile=95, spacing=[float(s) for s in spacing]).item()
 
 # %% ../nbs/30_evaluate.ipynb #9a179e1c
 def name_labels(labels) -> dict:

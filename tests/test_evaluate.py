@@ -1,0 +1,114 @@
+"""Evaluation and report across modules: real masks, damaged files, learners from `classify` and `segment`, the page's promises"""
+import gzip, json, re, shutil
+import nibabel as nib, numpy as np, pytest
+from medkit.core import MedkitError
+from medkit.evaluate import evaluate_folder, hd95, score_masks
+from medkit.report import Page, report
+
+
+def save(m, path, affine): path.parent.mkdir(parents=True, exist_ok=True); nib.save(nib.Nifti1Image(m.astype(np.uint8), affine), path)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    "Three predictions and truths on an oblique grid with uneven spacing"
+    affine = np.array([[.8, .1, 0, -30], [-.1, .8, 0, 12], [0, 0, 3., 7], [0, 0, 0, 1]])
+    m = np.zeros((20, 24, 10)); m[5:12, 6:18, 3:8] = 1; m[12:15, 6:18, 3:8] = 2
+    for i in range(3): save(m, tmp_path/'truth'/f'p{i}.nii.gz', affine); save(np.roll(m, i, 2), tmp_path/'pred'/f'p{i}.nii.gz', affine)
+    return tmp_path/'pred', tmp_path/'truth'
+
+
+def test_folder_uses_the_files_millimetres(folders):
+    r = evaluate_folder(*folders)
+    pc = r.per_case.set_index(['case', 'label'])
+    assert (pc.dice['p0'] == 1).all() and (pc.hd95['p0'] == 0).all()
+    assert pc.hd95['p2', 'label 1'] == pytest.approx(6)                                   # two slices of 3 mm
+    assert pc.dice['p1', 'label 2'] == pytest.approx(.8)                                  # four of five slices in common
+    assert pc.true_ml['p1', 'label 1'] == pytest.approx(7*12*5*(.8**2+.1**2)*3/1000)
+    assert list(r['Dice'].n) == [3, 3, 3]
+
+
+def test_orientation_of_the_file_does_not_matter(folders):
+    pred, truth = folders
+    want = evaluate_folder(pred, truth).table
+    for f in (pred/'p2.nii.gz', truth/'p2.nii.gz'):
+        img = nib.load(f); turned = img.as_reoriented(np.array([[1, -1], [2, 1], [0, -1]]))
+        save(np.asarray(turned.dataobj), f, turned.affine)
+    got = evaluate_folder(pred, truth).table
+    assert np.allclose(got[['value', 'low', 'high']], want[['value', 'low', 'high']], atol=1e-5)
+
+
+@pytest.mark.parametrize('damage', [lambda b: b[:60], lambda b: b'', lambda b: gzip.compress(b'no volume'), lambda b: b[:-40] + bytes(40)])
+def test_damaged_file_is_named(folders, damage):
+    f = folders[0]/'p1.nii.gz'; f.write_bytes(damage(f.read_bytes()))
+    with pytest.raises(MedkitError, match='p1.nii.gz'): evaluate_folder(*folders)
+
+
+def test_missing_partner_and_empty_folder(folders, tmp_path):
+    (folders[0]/'p1.nii.gz').unlink()
+    r = evaluate_folder(*folders)
+    assert '1 truth masks have no prediction and are not scored: p1.' in r.notes and r['Dice'].n.max() == 2 and r.table.low.isna().all()
+    (tmp_path/'none').mkdir()
+    with pytest.raises(MedkitError, match='No file name occurs in both'): evaluate_folder(tmp_path/'none', folders[1])
+    with pytest.raises(MedkitError, match='does not exist|No file|two folders'): evaluate_folder(tmp_path/'nowhere', folders[1])
+
+
+def test_all_truth_empty(folders):
+    for f in folders[1].iterdir(): img = nib.load(f); save(np.zeros(img.shape), f, img.affine)
+    with pytest.raises(MedkitError, match='Every truth mask is empty, the first is p0.nii.gz'): evaluate_folder(*folders)
+    r = evaluate_folder(*folders, labels=[1, 2])
+    assert (r.per_case.dice == 0).all() and r.per_case.hd95.isna().all() and any('made up 6' in n for n in r.notes)
+
+
+def test_report_of_a_classifier(tmp_path):
+    "From generated pictures to the page: test set used, numbers equal to the learner's own"
+    from medkit.classify import classifier, image_dls
+    from medkit.phantom import make_sample
+    make_sample('lesions', tmp_path/'lesions', n=300)
+    dls = image_dls(next((tmp_path/'lesions').rglob('*.npz'), tmp_path/'lesions'), device='cpu')
+    learn = classifier(dls, 'simple_cnn', pretrained=False)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+        r = report(learn, tmp_path/'out')
+        p, t = learn.get_preds(dl=dls[2])
+    assert r['accuracy'].value == pytest.approx((p.argmax(1) == t).float().mean().item(), abs=1e-6)
+    assert r['accuracy'].n == len(dls[2].dataset) and 'test set' in r.notes[0]
+    assert sorted(f.name for f in (tmp_path/'out').iterdir()) == ['metrics.json', 'report.html', 'run.json']
+    page = (tmp_path/'out'/'report.html').read_text(encoding='utf-8')
+    assert not re.findall(r'(?:src|href)="(?!data:)', page) and '<script' not in page
+    assert json.loads((tmp_path/'out'/'metrics.json').read_text(encoding='utf-8'))['table'][0]['n'] == r['accuracy'].n
+
+
+def test_names_cannot_become_markup(tmp_path):
+    import pandas as pd
+    evil = '"><img src=x onerror=alert(1)>'
+    page = Page(evil, evil).text(evil).note(evil).table(pd.DataFrame({evil: [evil]})).fold(evil, '').record({evil: evil}).save(tmp_path/'p.html').read_text(encoding='utf-8')
+    assert '<img' not in page
+
+
+@pytest.mark.realdata
+def test_real_masks(real_data, tmp_path):
+    "Real hippocampi against themselves moved by one voxel; MONAI's own Dice as the reference"
+    import torch
+    from monai.metrics import compute_dice
+    files = sorted((real_data/'Task04_Hippocampus'/'labelsTr').glob('*.nii.gz'))[:5]
+    for f in files:
+        (tmp_path/'truth').mkdir(exist_ok=True); shutil.copy(f, tmp_path/'truth')
+        img = nib.load(f); save(np.roll(np.asarray(img.dataobj), 1, 0), tmp_path/'pred'/f.name, img.affine)
+    r = evaluate_folder(tmp_path/'pred', tmp_path/'truth', {1: 'anterior', 2: 'posterior'})
+    assert r.per_case.hd95.between(0, 1.5).all() and r.per_case.error_ml.abs().max() < 1e-9
+    for f in files:
+        t = torch.tensor(np.asarray(nib.load(f).dataobj).astype(int))
+        for l, name in ((1, 'anterior'), (2, 'posterior')):
+            ref = compute_dice((torch.roll(t, 1, 0) == l)[None, None], (t == l)[None, None]).item()
+            assert r.per_case.set_index(['case', 'label']).dice[f.name[:-7], name] == pytest.approx(ref, abs=1e-6)
+
+
+@pytest.mark.realdata
+def test_real_spacing(real_data):
+    "A left atrium at 0.625 mm: moved by four voxels it is at most 2.5 mm off"
+    f = sorted((real_data/'LA2018_full').rglob('labels*/*.nii.gz'))[0]
+    img = nib.load(f); m = np.asarray(img.dataobj).astype(int)
+    row = score_masks(np.roll(m, 4, 0), m, nib.affines.voxel_sizes(img.affine), sorted(set(np.unique(m)) - {0}), case=f.name)[0]
+    assert 1.2 < row['hd95'] <= 2.5 + 1e-4 and .8 < row['dice'] < 1
+    assert row['hd95'] == hd95(np.roll(m, 4, 0) == 1, m == 1, (.625,)*3)
