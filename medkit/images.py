@@ -72,7 +72,13 @@ def _several(faults, n=5):
     "The first few of a list of faults, and how many more"
     return '; '.join(faults[:n]) + (f'; and {len(faults)-n} more' if len(faults) > n else '')
 
-# %% ../nbs/03_images.ipynb #5596df2b
+# %% ../nbs/03_images.ipynb #8d727dd0
+def _several_sizes(shapes):
+    "The fault of pictures of more than one size, as a list of none or one"
+    sizes = sorted({s for s in shapes if s})
+    return [f'the pictures have {len(sizes)} sizes, from {sizes[0]} to {sizes[-1]}: say which one you want, as in size=64'] if len(sizes) > 1 else []
+
+# %% ../nbs/03_images.ipynb #70f9d699
 def read_images(
     files,     # List of paths
     size=None, # Edge of the square to fit each into; `None` wants them all of one size
@@ -80,8 +86,7 @@ def read_images(
     "All pictures in one array; unusable files are named together"
     arrays, bad = _tried(lambda f: read_image(f, size), files, 'reading pictures')
     if bad: raise MedkitError(f'{len(bad)} of {len(files)} pictures cannot be used: {_several([m for _, m in bad])}')
-    sizes = Counter(a.shape[:2] for a in arrays)
-    if len(sizes) > 1: raise MedkitError(f'The pictures have {len(sizes)} sizes, from {min(sizes)} to {max(sizes)}: say which one you want, as in size=64')
+    if odd := _several_sizes(a.shape[:2] for a in arrays): raise MedkitError(odd[0])
     grey = sum(a.ndim == 2 for a in arrays)
     if 0 < grey < len(arrays):
         print(f'{grey} of {len(arrays)} pictures are grey, the others in colour: all opened in colour. Does one class have more of them? Then colour gives it away')
@@ -374,20 +379,20 @@ def _class_faults(s):
     out += [f'class {c} has {n[c].val + n[c].test} pictures for validation and test, but none for training' for c in n.columns[(n.loc['train'] == 0) & (n.sum() > 0)]]
     return out + ([f'all pictures are of one class, {s.classes[0]}'] if len(s.classes) == 1 and s.labels.ndim == 1 else [])
 
-# %% ../nbs/03_images.ipynb #4f634c75
+# %% ../nbs/03_images.ipynb #adc9727f
 def _file_faults(s):
-    "Pictures that cannot be used, and files that are listed twice; only the files' names are told, the folder once"
+    "Pictures that cannot be used, files that are listed twice, and several sizes where none was chosen"
     if isinstance(s.images, np.ndarray): return []
     twice = [str(f) for f, n in Counter(map(str, s.images)).items() if n > 1]
-    _, bad = _tried(read_image, s.images, 'checking pictures')
-    return [m for _, m in bad] + [f'{f} is listed twice' for f in twice]
+    shapes, bad = _tried(lambda f: read_image(f).shape[:2], s.images, 'checking pictures')
+    return [m for _, m in bad] + [f'{f} is listed twice' for f in twice] + ([] if s.size else _several_sizes(shapes))
 
-# %% ../nbs/03_images.ipynb #68cf5143
+# %% ../nbs/03_images.ipynb #79678584
 def check_images(
     s:ImageSet,
 ) -> ImageSet:
     "Look through a whole set before training; one `MedkitError` lists all that was found. Returns the set"
     labels, files = _label_faults(s), _file_faults(s)
-    if labels or files:
-        raise MedkitError(f"{s.name or 'The set'} is not ready for training, {len(labels)+len(files)} faults: {'; '.join(f for f in (_several(labels), _several(files)) if f)}")
+    n, text = len(labels) + len(files), '; '.join(f for f in (_several(labels), _several(files)) if f)
+    if n: raise MedkitError(f"{s.name or 'The set'} is not ready for training, {n} fault{'s' if n > 1 else ''}: {text}")
     return s

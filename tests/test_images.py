@@ -86,7 +86,8 @@ def test_grey_and_colour(folder, capsys):
 def test_sizes(folder):
     picture(folder/'a/wide.png', size=(16, 40))
     with pytest.raises(MedkitError, match=r'2 sizes, from \(16, 16\) to \(16, 40\): say which one you want, as in size=64'): open_images(folder).load()
-    assert open_images(folder, 12).load().images.shape == (21, 12, 12)
+    assert '2 sizes, from (16, 16) to (16, 40)' in faults(folder)
+    assert check_images(open_images(folder, 12)).load().images.shape == (21, 12, 12)
 
 # Folders ---------------------------------------------------------------------------------------------------------
 
