@@ -266,14 +266,14 @@ def _brain(rng, axes, y, x, under):
     if rng.random() < .5: paint(hu, tube((y, x), [(14, 0), (14, 1)], [2, 2]), 160, 2)               # calcified pineal gland
     return hu
 
-# %% ../nbs/01_phantom.ipynb #7486b61d
+# %% ../nbs/01_phantom.ipynb #f4993b4d
 def _bleed(rng, axes, y, x, under):
     "Distance function of a bleed in mm, and whether it lies in the brain (and so has oedema)"
     kind = rng.choice(['blob', 'crescent', 'lens'])
     if kind == 'blob':
-        at, r = rng.uniform((-45, -35), (45, 35)), rng.uniform(3.5, 12)
+        at, r = rng.uniform((-45, -35), (45, 35)), rng.uniform(4.5, 14)
         return tube((y, x), [at, at + rng.normal(0, .7*r, 2)], [r, .8*r]) + 1.5*field(rng, axes, 8), True
-    thick, wide = (rng.uniform(3, 8), rng.uniform(.7, 1.3)) if kind == 'crescent' else (rng.uniform(7, 16), rng.uniform(.3, .5))
+    thick, wide = (rng.uniform(4, 11), rng.uniform(.7, 1.3)) if kind == 'crescent' else (rng.uniform(9, 20), rng.uniform(.35, .55))
     turn = np.abs(np.angle(np.exp(1j*(np.arctan2(x, y) - rng.uniform(-np.pi, np.pi)))))             # angle from the bleed's middle
     return np.maximum(under - thick*(1 - (turn/wide)**2), -under), False
 
@@ -284,14 +284,14 @@ def _head(rng, axes):
     y, x = (axes[0] - y0)*np.cos(a) - (axes[1] - x0)*np.sin(a), (axes[0] - y0)*np.sin(a) + (axes[1] - x0)*np.cos(a)
     return y, x, (1 - np.hypot(y/long, x/wide))*wide + field(rng, axes, 30)
 
-# %% ../nbs/01_phantom.ipynb #95e72268
+# %% ../nbs/01_phantom.ipynb #93489af7
 def _brain_with_bleed(rng, axes, y, x, under, bleed):
     "HU of the brain, and the mask of its bleed, empty if it has none"
     brain = _brain(rng, axes, y, x, under)
     if not bleed: return brain, np.zeros(brain.shape, np.uint8)
     d, oedema = _bleed(rng, axes, y, x, under)
     if oedema: paint(brain, d - 4, 22, 4)
-    paint(brain, d, rng.uniform(50, 72) + 2*field(rng, axes, 6), 2.5)
+    paint(brain, d, rng.uniform(52, 74) + 2*field(rng, axes, 6), 2.5)
     return brain, ((d < 0) & (under > 0)).astype(np.uint8)
 
 # %% ../nbs/01_phantom.ipynb #690c2283
