@@ -72,13 +72,22 @@ def _several(faults, n=5):
     "The first few of a list of faults, and how many more"
     return '; '.join(faults[:n]) + (f'; and {len(faults)-n} more' if len(faults) > n else '')
 
-# %% ../nbs/03_images.ipynb #8d727dd0
+# %% ../nbs/03_images.ipynb #d056dcca
 def _several_sizes(shapes):
     "The fault of pictures of more than one size, as a list of none or one"
-    sizes = sorted({s for s in shapes if s})
+    sizes = sorted(set(shapes))
     return [f'the pictures have {len(sizes)} sizes, from {sizes[0]} to {sizes[-1]}: say which one you want, as in size=64'] if len(sizes) > 1 else []
 
-# %% ../nbs/03_images.ipynb #70f9d699
+# %% ../nbs/03_images.ipynb #23451e23
+def _stacked(arrays):
+    "One array of pictures of one size; in colour as soon as one of them is"
+    grey = sum(a.ndim == 2 for a in arrays)
+    if 0 < grey < len(arrays):
+        print(f'{grey} of {len(arrays)} pictures are grey, the others in colour: all opened in colour. Does one class have more of them? Then colour gives it away')
+        arrays = [a if a.ndim == 3 else np.repeat(a[..., None], 3, 2) for a in arrays]
+    return np.stack(arrays)
+
+# %% ../nbs/03_images.ipynb #0014110e
 def read_images(
     files,     # List of paths
     size=None, # Edge of the square to fit each into; `None` wants them all of one size
@@ -87,11 +96,7 @@ def read_images(
     arrays, bad = _tried(lambda f: read_image(f, size), files, 'reading pictures')
     if bad: raise MedkitError(f'{len(bad)} of {len(files)} pictures cannot be used: {_several([m for _, m in bad])}')
     if odd := _several_sizes(a.shape[:2] for a in arrays): raise MedkitError(odd[0])
-    grey = sum(a.ndim == 2 for a in arrays)
-    if 0 < grey < len(arrays):
-        print(f'{grey} of {len(arrays)} pictures are grey, the others in colour: all opened in colour. Does one class have more of them? Then colour gives it away')
-        arrays = [a if a.ndim == 3 else np.repeat(a[..., None], 3, 2) for a in arrays]
-    return np.stack(arrays)
+    return _stacked(arrays)
 
 # %% ../nbs/03_images.ipynb #1f42a353
 @dataclass
@@ -379,20 +384,20 @@ def _class_faults(s):
     out += [f'class {c} has {n[c].val + n[c].test} pictures for validation and test, but none for training' for c in n.columns[(n.loc['train'] == 0) & (n.sum() > 0)]]
     return out + ([f'all pictures are of one class, {s.classes[0]}'] if len(s.classes) == 1 and s.labels.ndim == 1 else [])
 
-# %% ../nbs/03_images.ipynb #adc9727f
+# %% ../nbs/03_images.ipynb #0bd35d67
 def _file_faults(s):
-    "Pictures that cannot be used, files that are listed twice, and several sizes where none was chosen"
-    if isinstance(s.images, np.ndarray): return []
-    twice = [str(f) for f, n in Counter(map(str, s.images)).items() if n > 1]
-    shapes, bad = _tried(lambda f: read_image(f).shape[:2], s.images, 'checking pictures')
-    return [m for _, m in bad] + [f'{f} is listed twice' for f in twice] + ([] if s.size else _several_sizes(shapes))
+    "The pictures, read at the set's size, and what is wrong with the files: unusable, listed twice, of several sizes"
+    if isinstance(s.images, np.ndarray): return s.images, []
+    arrays, bad = _tried(lambda f: read_image(f, s.size), s.images, 'reading pictures')
+    twice = [f'{f} is listed twice' for f, n in Counter(map(str, s.images)).items() if n > 1]
+    return arrays, [m for _, m in bad] + twice + _several_sizes(a.shape[:2] for a in arrays if a is not None)
 
-# %% ../nbs/03_images.ipynb #79678584
+# %% ../nbs/03_images.ipynb #4be0363d
 def check_images(
     s:ImageSet,
-) -> ImageSet:
-    "Look through a whole set before training; one `MedkitError` lists all that was found. Returns the set"
-    labels, files = _label_faults(s), _file_faults(s)
+) -> ImageSet: # The set with its pictures in memory, since they were read for the check
+    "Look through a whole set before training; one `MedkitError` lists all that was found"
+    labels, (images, files) = _label_faults(s), _file_faults(s)
     n, text = len(labels) + len(files), '; '.join(f for f in (_several(labels), _several(files)) if f)
     if n: raise MedkitError(f"{s.name or 'The set'} is not ready for training, {n} fault{'s' if n > 1 else ''}: {text}")
-    return s
+    return replace(s, images=images if isinstance(images, np.ndarray) else _stacked(images))

@@ -109,8 +109,8 @@ def test_only_train_and_test(tmp_path, capsys):
     for split in ('training', 'testing'):
         for c in 'ab':
             for i in range(10): picture(tmp_path/f's/{split}/{c}/{i}.png')
-    s = check_images(open_images(tmp_path/'s'))
-    assert s.counts().sum(axis=1).tolist() == [16, 4, 20] and 'val drawn by class' in capsys.readouterr().out
+    s = open_images(tmp_path/'s')
+    assert check_images(s).counts().sum(axis=1).tolist() == [16, 4, 20] and 'val drawn by class' in capsys.readouterr().out
     assert all('testing' in str(f) for f in s.part('test').images)                       # the makers' test set is kept
 
 def test_copies_stay_together(folder, capsys):
