@@ -1,0 +1,159 @@
+"""classify: fastai's tools on medkit's objects, bad input told before training, the real set"""
+import functools
+import numpy as np, PIL.Image, pytest, torch
+from fastai.vision.all import ClassificationInterpretation, Interpretation, Learner, DataLoaders
+from medkit import classify
+from medkit.classify import *
+from medkit.core import MedkitError
+from medkit.evaluate import evaluate_classes
+from medkit.images import ImageSet, open_images
+from medkit.training import history, restore
+
+@functools.cache
+def lesions():
+    "The generated set, made once for all tests"
+    return open_images('lesions')
+
+@pytest.fixture
+def small(own_cache):
+    "400 of its pictures, with every class"
+    return lesions().part(np.r_[0:300, 1400:1500, 1600:1700])
+
+@pytest.fixture
+def learn(small):
+    learn = classifier(image_dls(small, device='cpu'), 'simple_cnn')
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-2)
+    return learn
+
+def silent(learn, f):
+    with learn.no_bar(), learn.no_logging(): return f()
+
+def test_they_are_fastai_objects(learn):
+    assert isinstance(learn, Learner) and isinstance(learn.dls, DataLoaders)
+    assert learn.dls.c == 7 and list(learn.dls.vocab)[5] == 'nv'
+
+def test_lr_find_leaves_no_trace(learn):
+    before = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    assert silent(learn, lambda: learn.lr_find(num_it=8, show_plot=False)).valley > 0
+    assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
+
+def test_freeze_moves_the_head_only(small):
+    learn = classifier(image_dls(small, device='cpu'), 'simple_cnn')
+    learn.freeze()
+    before = {k: v.clone() for k, v in learn.model.named_parameters()}
+    silent(learn, lambda: learn.fit(1, 1e-2))
+    moved = {k for k, v in learn.model.named_parameters() if not torch.equal(v, before[k])}
+    body = {k for k in moved if not k.startswith('6.')}
+    norms = {f'{n}.{p}' for n, m in learn.model.named_modules() if isinstance(m, torch.nn.BatchNorm2d) for p in ('weight', 'bias')}
+    assert {'6.weight', '6.bias'} <= moved and body <= norms      # fastai lets the normalisations learn
+
+def test_fine_tune_and_history(learn):
+    silent(learn, lambda: learn.fine_tune(2, freeze_epochs=1))
+    assert len(history(learn)) == 2
+
+def test_weights_of_the_last_epoch_come_back(learn):
+    silent(learn, lambda: learn.fit(1, 1e-3))
+    want = learn.model[6].weight.detach().clone()
+    with torch.no_grad(): learn.model[6].weight.zero_()
+    assert torch.equal(restore(learn).model[6].weight, want)
+
+def test_interpretation_finds_its_pictures(learn):
+    interp = silent(learn, lambda: ClassificationInterpretation.from_learner(learn))
+    m = interp.confusion_matrix()
+    assert m.sum() == 100 and (m.sum(1) == np.bincount(lesions().labels[1400:1500], minlength=7)).all()
+    x, preds, targs, decoded, losses = silent(learn, lambda: interp[[3, 5]])
+    assert torch.allclose(x, learn.dls.valid.one_batch()[0][[3, 5]])
+    silent(learn, lambda: Interpretation.from_learner(learn).plot_top_losses(4))
+    interp.plot_confusion_matrix()
+
+def test_show_batch_and_results(learn):
+    learn.dls.show_batch(max_n=4); learn.dls.test.show_batch(max_n=4)
+    silent(learn, lambda: learn.show_results(max_n=4))
+
+def test_labelled_test_dl_by_row(learn):
+    dl = learn.dls.test_dl([0, 1, 2], with_labels=True)
+    assert dl.one_batch()[1].tolist() == lesions().labels[:3].tolist()
+
+@pytest.mark.parametrize('given', ['path', 'str', 'array', 'grey file', 'other size'])
+def test_predict_takes(learn, small, tmp_path, given):
+    x = small.images[0]
+    PIL.Image.fromarray(x).save(tmp_path/'x.png')
+    PIL.Image.fromarray(x).convert('L').resize((90, 60)).save(tmp_path/'g.png')
+    item = {'path': tmp_path/'x.png', 'str': str(tmp_path/'x.png'), 'array': x, 'grey file': tmp_path/'g.png', 'other size': np.zeros((5, 99, 3), np.uint8)}[given]
+    label, i, probs = silent(learn, lambda: learn.predict(item))
+    assert label == learn.dls.vocab[i] and abs(probs.sum() - 1) < 1e-5
+    if given in ('path', 'str'): assert torch.allclose(probs, silent(learn, lambda: learn.predict(x))[2], atol=1e-6)
+
+def test_nothing_in_the_working_folder(small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    learn = classifier(image_dls(small, device='cpu'), 'simple_cnn')
+    silent(learn, lambda: (learn.fit_one_cycle(1), learn.lr_find(num_it=10, show_plot=False)))
+    assert not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('arch,channels', [('simple_cnn', 1), ('resnet18', 1), ('resnet18', 3)])
+def test_saved_and_loaded_predicts_the_same(small, tmp_path, arch, channels):
+    s = small if channels == 3 else ImageSet(small.images[..., 0], small.labels, small.splits, small.classes, 'grey')
+    learn = classifier(image_dls(s, device='cpu'), arch, pretrained=False)
+    if arch == 'simple_cnn': silent(learn, lambda: learn.fit(1, 1e-3)) # so that BatchNorm's running means count
+    save_classifier(learn, tmp_path/'m', dataset='lesions')
+    assert sorted(f.suffix for f in tmp_path.iterdir()) == ['.json', '.safetensors']
+    assert predict_images(load_classifier(tmp_path/'m', 'cpu'), s.images[:9]).equals(predict_images(learn, s.images[:9]))
+
+def test_saved_weights_of_another_network(learn, tmp_path):
+    save_classifier(learn, tmp_path/'m')
+    card = tmp_path/'m.json'
+    card.write_text(card.read_text().replace('simple_cnn', 'resnet18'))
+    with pytest.raises(MedkitError, match='does not hold the weights'): load_classifier(tmp_path/'m')
+
+def test_two_sets_do_not_touch(small):
+    a = image_dls(small, device='cpu')
+    grey = ImageSet(np.zeros((40, 12, 20), np.uint8) + 200, np.arange(40) % 2, np.repeat(['train', 'val'], 20), ['no', 'yes'], 'grey')
+    b = image_dls(grey, device='cpu', augment=False)
+    assert (a.valid.one_batch()[0].shape[1:], b.valid.one_batch()[0].shape[1:]) == ((3, 28, 28), (1, 12, 20))
+    assert len(a.vocab) == 7 and len(b.vocab) == 2 and abs(b.valid.one_batch()[0]).max() < 1e-3
+
+def test_faults_of_a_folder_before_training(tmp_path):
+    for split in ('train', 'val'):
+        for c in 'ab':
+            for i in range(3):
+                f = tmp_path/split/c/f'{i}.png'
+                f.parent.mkdir(parents=True, exist_ok=True)
+                PIL.Image.fromarray(np.full((9, 9), 50*i, np.uint8)).save(f)
+    assert len(image_dls(tmp_path, device='cpu').vocab) == 2
+    (tmp_path/'val'/'b'/'2.png').write_bytes(b'\xff\xd8\xff\xe0 not a whole JPEG')
+    with pytest.raises(MedkitError, match='2.png cannot be used'): image_dls(tmp_path)
+    with pytest.raises(MedkitError, match='2.png cannot be used'): image_dls(tmp_path, size=16)
+
+def test_offline_says_from_scratch_and_does_not_hang(small, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(classify, 'reachable', lambda url: False)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    learn = classifier(image_dls(small, device='cpu'), 'resnet18')
+    assert 'from scratch: its pretrained weights are not in the cache' in capsys.readouterr().out
+    assert all(p.requires_grad for p in learn.model.parameters())
+
+def test_cached_weights_are_loaded_into_body(small, monkeypatch, tmp_path, capsys):
+    import torchvision
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    (tmp_path/'hub'/'checkpoints').mkdir(parents=True)
+    theirs = torchvision.models.resnet18().state_dict()
+    torch.save(theirs, tmp_path/'hub'/'checkpoints'/torchvision.models.ResNet18_Weights.DEFAULT.url.split('/')[-1])
+    learn = classifier(image_dls(small, device='cpu'), 'resnet18')
+    assert 'pretrained, weights from the cache' in capsys.readouterr().out
+    ours = learn.model.state_dict()
+    assert torch.equal(ours['layer4.1.conv2.weight'].cpu(), theirs['layer4.1.conv2.weight'])
+    assert torch.allclose(ours['conv1.weight'].sum((2, 3)), theirs['conv1.weight'].sum((2, 3)), atol=1e-5)
+    assert not learn.model.layer1[0].conv1.weight.requires_grad and learn.model.fc.weight.requires_grad
+
+def test_timm_by_name(small):
+    pytest.importorskip('timm')
+    learn = classifier(image_dls(small, device='cpu'), 'mobilenetv3_small_050', pretrained=False)
+    silent(learn, lambda: learn.fit(1, 1e-3))
+    assert len(learn.opt.param_groups) == 2
+
+@pytest.mark.realdata
+def test_real_skin_lesions_beat_the_majority(real_data):
+    dls = image_dls('ham10000', device='cpu')
+    learn = classifier(dls, 'simple_cnn')
+    silent(learn, lambda: learn.fit_one_cycle(2, 1e-2))
+    r = evaluate_classes(*silent(learn, lambda: learn.get_preds(dl=dls.test)), dls.vocab)
+    assert r['AUC, macro one-vs-rest'].low > .75 and r['balanced accuracy'].low > 1/7
