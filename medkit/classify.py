@@ -116,7 +116,7 @@ def describe(s:ImageSet) -> str:
     return (f"{s.name}: {per} pictures, {w}x{h} {'colour' if c else 'grey'}, {len(s.classes)} classes; split kept as it was given. "
             f"Always answering '{top}' is right in {n.loc[judged, top]/n.loc[judged].sum():.0%} of {judged}")
 
-# %% ../nbs/12_classify.ipynb #2d642aae
+# %% ../nbs/12_classify.ipynb #6f42162d
 def image_dls(
     source,       # Name in the catalog, folder, .npz, .tm, .csv, DataFrame, or an `ImageSet`
     size=None,    # Edge in pixels of the square that each picture shall fill; `None` leaves them as they are
@@ -126,7 +126,7 @@ def image_dls(
     device=None,  # The GPU where there is one
 ) -> DataLoaders:
     "fastai `DataLoaders` of a whole set that was checked first: `.train`, `.valid`, `.test`, `.vocab`"
-    s = check_images(open_images(source, size, seed)).load()
+    s = check_images(open_images(source, size, seed)) # with all its pictures in memory
     if s.labels.ndim > 1: raise MedkitError(f'{s.name} has several labels a picture: image_dls is for sets with one, choose another of catalog()')
     print(describe(s))
     with seeded(seed): dls = set_dls(s, None, bs, augment, device)
