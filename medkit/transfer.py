@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['transfer_report', 'reused_share', 'transfer', 'summary']
 
-# %% ../nbs/21_transfer.ipynb #be6405c6
+# %% ../nbs/21_transfer.ipynb #e2e075aa
 import pandas as pd, torch
 from .core import MedkitError
+from .training import named
 
 # %% ../nbs/21_transfer.ipynb #c63b0704
 def transfer_report(
@@ -25,18 +26,18 @@ def reused_share(report:pd.DataFrame) -> float:
     "Share of the target's parameters that came from the source"
     return report.loc[report.state=='reused','parameters'].sum()/report.parameters.sum()
 
-# %% ../nbs/21_transfer.ipynb #960e4375
+# %% ../nbs/21_transfer.ipynb #03cac69f
 def transfer(
     model,        # The network to be trained; changed in place
     source:dict,  # Tensors by name
     least=.5,     # Share of parameters that must match, else this is no transfer
 ) -> pd.DataFrame:
     "Copy what fits from `source` into `model` and return the report; refuse where almost nothing fits"
-    target = model.state_dict()
+    target = named(model)
     rep = transfer_report(source, target)
     if reused_share(rep) < least:
         raise MedkitError(f'Only {reused_share(rep):.0%} of the parameters match the source weights: build both networks with the same filters (first mismatch: {rep[rep.state=="new"].iloc[0].tensor})')
-    model.load_state_dict({k: source[k].to(t.dtype) if s=='reused' else t for (k,t),s in zip(target.items(), rep.state)})
+    model.load_state_dict({k: source[k] for k in rep[rep.state=='reused'].tensor}, strict=False)
     return rep
 
 # %% ../nbs/21_transfer.ipynb #2ab94c3a
