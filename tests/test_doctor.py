@@ -3,6 +3,7 @@ import os, subprocess, sys, venv
 from pathlib import Path
 import pytest
 from conftest import ROOT
+from medkit import doctor as d
 
 RUN = 'from medkit.doctor import main; raise SystemExit(main())'
 NMS = 'raise RuntimeError("operator torchvision::nms does not exist")'
@@ -19,9 +20,9 @@ class cuda:
     is_available = lambda: False
 '''
 VISION = 'class ops:\n    nms = lambda *a: __import__("torch").tensor([0])\n'
-FINE = {'torch': TORCH, 'torchvision': VISION, 'fastai/vision/all': '', 'fastMONAI/vision_all': '', 'medmnist/info': 'INFO = {}',
-        'platformdirs': 'user_cache_dir = lambda *a, **k: "cache"'} | {
-        m: '' for m in 'monai torchio plum nibabel safetensors pooch sklearn matplotlib pandas numpy scipy PIL'.split()}
+FINE = {d.MODULES.get(n, n): '' for n in d.tested() if n not in ('python', 'fastai', 'fastmonai', 'medmnist')} | {
+    'torch': TORCH, 'torchvision': VISION, 'fastai/vision/all': '', 'fastMONAI/vision_all': '', 'medmnist/info': 'INFO = {}',
+    'platformdirs': 'user_cache_dir = lambda *a, **k: "cache"'}
 VERSIONS = {'torch': '2.11.0', 'torchvision': '0.26.0', 'fastai': '2.8.7', 'fastmonai': '0.12.0', 'monai': '1.6.1', 'torchio': '1.2.1',
             'plum-dispatch': '2.9.0'}
 NEEDS = {'torchvision': ['torch (==2.11.0)'], 'fastai': ['torch>=1.10', 'torchvision'], 'fastmonai': ['fastai', 'monai', 'torchio']}
