@@ -6,7 +6,7 @@
 __all__ = ['TensorImageGrey', 'pixels', 'ToPicture', 'image_dsets', 'channel_stats', 'picture_augments', 'PictureLoaders',
            'set_dls', 'describe', 'image_dls', 'conv_block', 'simple_cnn', 'torchvision_archs', 'archs', 'head_of',
            'body_and_head', 'shrink_kernel', 'adapt_stem', 'reachable', 'weights_place', 'can_pretrain', 'make_model',
-           'SeedFit', 'check_fits', 'classifier', 'picture_files', 'predict_images', 'model_files', 'save_classifier',
+           'check_fits', 'classifier', 'picture_files', 'predict_images', 'model_files', 'save_classifier',
            'read_saved', 'blank_set', 'load_classifier']
 
 # %% ../nbs/12_classify.ipynb #3e3876cb
@@ -106,14 +106,14 @@ def set_dls(
     dls = [ResidentDL(dsets.subset(i), bs=bs, shuffle=i==0, drop_last=lone and i==0, after_batch=tfms) for i in range(dsets.n_subsets)]
     return PictureLoaders(*dls, path=cache_dir()/'learners'/(s.name or 'pictures'), device=torch.device(device or default_device()))
 
-# %% ../nbs/12_classify.ipynb #6c854512
+# %% ../nbs/12_classify.ipynb #890dc1a0
 def describe(s:ImageSet) -> str:
     "One line: pictures per split, size, classes, and the accuracy of always naming the largest class"
     n, (_, h, w, *c) = s.counts(), s.images.shape
     per = ' / '.join(f'{n.loc[k].sum()} {k}' for k in n.index if n.loc[k].sum())
     judged = 'test' if n.loc['test'].sum() else 'val'
     top = n.loc['train'].idxmax()
-    return (f"{s.name}: {per} pictures, {w}x{h} {'colour' if c else 'grey'}, {len(s.classes)} classes; split kept as it was given. "
+    return (f"{s.name}: {per} pictures, {w}x{h} {'colour' if c else 'grey'}, {len(s.classes)} classes. "
             f"Always answering '{top}' is right in {n.loc[judged, top]/n.loc[judged].sum():.0%} of {judged}")
 
 # %% ../nbs/12_classify.ipynb #6f42162d
@@ -245,22 +245,6 @@ def make_model(
     name, head = head_of(model)
     model.set_submodule(name, nn.Linear(head.in_features, n_out))
     return adapt_stem(model, n_in, size <= 64)
-
-# %% ../nbs/12_classify.ipynb #b768f6a9
-class SeedFit(Callback):
-    "Draw everything random in a `fit` from one seed, and give the generators back afterwards"
-    order = -100
-    def __init__(self, seed): self.seed, self.fits, self.block = seed, 0, None
-    def before_fit(self): self.block = None # of a fit that was interrupted
-    def before_train(self): # `before_fit` comes for validate and get_preds as well
-        if self.block or self.seed is None: return
-        self.block = seeded(self.seed + self.fits)
-        self.block.__enter__()
-        self.dls.train.rng = random.Random(self.seed + self.fits)
-        self.fits += not hasattr(self.learn, 'lr_finder')
-    def after_fit(self):
-        if self.block: self.block.__exit__(None, None, None)
-        self.block = None
 
 # %% ../nbs/12_classify.ipynb #059eeaaa
 def check_fits(model, x, arch):

@@ -13,14 +13,14 @@ from fastai.vision.augment import RandTransform
 from fastMONAI.vision_core import MedImage, MedMask
 from fastprogress import progress_bar
 
-# %% ../nbs/10_resident.ipynb #500d8983
+# %% ../nbs/10_resident.ipynb #94cfaa18
 def gather(
     get,      # Function of an index that returns one item
     n:int,    # How many items
     workers=4 # Threads; reading and decompressing release Python's lock
 ) -> list:
-    "All `n` items, read by several threads, with a progress bar"
-    with ThreadPoolExecutor(workers) as pool: return list(progress_bar(pool.map(get, range(n)), total=n, leave=False))
+    "All `n` items, read by several threads, with a progress bar where there are many"
+    with ThreadPoolExecutor(workers) as pool: return list(progress_bar(pool.map(get, range(n)), total=n, leave=False, display=n>16))
 
 # %% ../nbs/10_resident.ipynb #844dbffa
 class ResidentDL(TfmdDL):

@@ -8,7 +8,7 @@ __all__ = ['fit_box', 'ReadImage', 'ReadMask', 'AsFloat', 'split_cases', 'Volume
            'as_model', 'save_model', 'split_ids', 'packaged', 'load_model', 'probabilities', 'predict', 'nifti_files',
            'predict_folder']
 
-# %% ../nbs/22_segment.ipynb #831ecdcb
+# %% ../nbs/22_segment.ipynb #123259e3
 import json, matplotlib.pyplot as plt, numpy as np
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
@@ -26,7 +26,7 @@ from .core import MedkitError, atomic, cache_dir, choose, run_record, save_json,
 from .volumes import (Case, Volume, VolumeSet, mask_image, open_volumes, prepare, read_mask, read_volume, resize, scan, show_planes,
                             grid_shape, stem, write_mask)
 from .resident import RandomPatch, ResidentDL
-from .training import Bf16, KeepLast, has_bf16, load_weights, named, weights
+from .training import Bf16, KeepLast, SeedFit, has_bf16, load_weights, named, weights
 from .plan import Plan, fmt, plan as make_plan, plan_from
 from .transfer import summary, transfer
 
@@ -177,11 +177,11 @@ class SegmentLearner(Learner):
 
 def body_head(model): return [params(nn.ModuleList([m for n,m in model.named_children() if n!='output_block'])), params(model.output_block)]
 
-# %% ../nbs/22_segment.ipynb #58b6cca7
+# %% ../nbs/22_segment.ipynb #f748a1f6
 def segmenter(
     dls:DataLoaders,  # From `volume_dls`
     pretrained=None,  # A packaged name ('hippocampus'), a saved model's path, or a `SegmentModel`
-    seed=42,          # For the initial weights
+    seed=42,          # Of initial weights, order and augmentation; `None` for other numbers every time
     **kwargs,         # For fastai's `Learner`: cbs, opt_func, wd ...
 ) -> Learner:
     "A learner for the plan of `dls`; prints which tensors were reused"
@@ -192,7 +192,7 @@ def segmenter(
     model = network(p, seed)
     if pretrained is not None: print(f'pretrained on {source.name}: {summary(transfer(model, named(source.net)))}')
     learn = SegmentLearner(dls, model, loss_func=SegmentLoss(), metrics=dice_metrics(p), lr=2e-3,
-                           cbs=[KeepLast(), *([Bf16()] if has_bf16(dls.device) else []), *L(kwargs.pop('cbs', None))], splitter=params if pretrained is None else body_head, **kwargs)
+                           cbs=[KeepLast(), SeedFit(seed), *([Bf16()] if has_bf16(dls.device) else []), *L(kwargs.pop('cbs', None))], splitter=params if pretrained is None else body_head, **kwargs)
     if pretrained is not None: learn.freeze()
     return learn
 

@@ -148,7 +148,7 @@ def scan_case(
     if not n[1:].any() and not empty_ok: raise MedkitError(f'{case.label} is all background: draw the organ, leave the case out, or say empty_ok=True')
     return row | {f'voxels {labels[i]}': int(n[i]) for i in labels if i}
 
-# %% ../nbs/04_volumes.ipynb #5f75f04c
+# %% ../nbs/04_volumes.ipynb #95b53ac5
 def scan(
     source,         # A `VolumeSet`, folder or name
     empty_ok=False, # Whether a mask without any organ is a legitimate answer in this set
@@ -159,7 +159,7 @@ def scan(
     def one(c):
         try: return scan_case(c, vs.labels, len(vs.modality), empty_ok)
         except MedkitError as e: return str(e)
-    with ThreadPoolExecutor(4) as pool: rows = list(progress_bar(pool.map(one, vs.cases), total=len(vs), leave=False))
+    with ThreadPoolExecutor(4) as pool: rows = list(progress_bar(pool.map(one, vs.cases), total=len(vs), leave=False, display=len(vs)>16))
     faults = [r for r in rows if isinstance(r, str)]
     if faults:
         more = f'\n... and {len(faults)-show} more' if len(faults)>show else ''
