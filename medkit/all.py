@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/99_all.ipynb #be7128c5
+# %% ../nbs/99_all.ipynb #c81f292f
+import matplotlib.pyplot as plt, nibabel as nib, numpy as np, pandas as pd
 from fastai.vision.all import *
 from .core import *
 from .phantom import head_ct, lesions, make_sample, organ_a, organ_b

@@ -8,7 +8,7 @@ __all__ = ['fit_box', 'ReadImage', 'ReadMask', 'AsFloat', 'split_cases', 'Volume
            'as_model', 'save_model', 'split_ids', 'packaged', 'load_model', 'probabilities', 'predict', 'nifti_files',
            'predict_folder']
 
-# %% ../nbs/22_segment.ipynb #123259e3
+# %% ../nbs/22_segment.ipynb #29934d7b
 import json, matplotlib.pyplot as plt, numpy as np
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
@@ -26,7 +26,7 @@ from .core import MedkitError, atomic, cache_dir, choose, run_record, save_json,
 from .volumes import (Case, Volume, VolumeSet, mask_image, open_volumes, prepare, read_mask, read_volume, resize, scan, show_planes,
                             grid_shape, stem, write_mask)
 from .resident import RandomPatch, ResidentDL
-from .training import Bf16, KeepLast, SeedFit, has_bf16, load_weights, named, weights
+from .training import Bf16, Curves, KeepLast, SeedFit, has_bf16, load_weights, named, weights
 from .plan import Plan, fmt, plan as make_plan, plan_from
 from .transfer import summary, transfer
 
@@ -167,17 +167,17 @@ def dice_metrics(p:Plan) -> list:
     fg = [l for l in p.labels if l]
     return [LabelDice(fg, 'dice')] + ([LabelDice([l], p.labels[l]) for l in fg] if 1<len(fg)<5 else [])
 
-# %% ../nbs/22_segment.ipynb #9e9caea9
+# %% ../nbs/22_segment.ipynb #7d97d2fe
 class SegmentLearner(Learner):
     "A fastai `Learner` with `fine_tune` set for volumes"
-    # fastai's lr_mult of 100 all but freezes the body: right for photographs, not from one organ to another
-    def fine_tune(self, epochs, base_lr=4e-3, freeze_epochs=1, lr_mult=2, **kwargs):
+    # fastai's lr_mult of 100 all but freezes the body, which suits photographs; from one organ to another even 4 was worse than 1
+    def fine_tune(self, epochs, base_lr=1e-2, freeze_epochs=1, lr_mult=1, **kwargs):
         "`freeze_epochs` on the new layers alone, then `epochs` on all; `base_lr` is halved for the second part, as in fastai"
         return super().fine_tune(epochs, base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, **kwargs)
 
 def body_head(model): return [params(nn.ModuleList([m for n,m in model.named_children() if n!='output_block'])), params(model.output_block)]
 
-# %% ../nbs/22_segment.ipynb #f748a1f6
+# %% ../nbs/22_segment.ipynb #ee2de934
 def segmenter(
     dls:DataLoaders,  # From `volume_dls`
     pretrained=None,  # A packaged name ('hippocampus'), a saved model's path, or a `SegmentModel`
@@ -192,7 +192,7 @@ def segmenter(
     model = network(p, seed)
     if pretrained is not None: print(f'pretrained on {source.name}: {summary(transfer(model, named(source.net)))}')
     learn = SegmentLearner(dls, model, loss_func=SegmentLoss(), metrics=dice_metrics(p), lr=2e-3,
-                           cbs=[KeepLast(), SeedFit(seed), *([Bf16()] if has_bf16(dls.device) else []), *L(kwargs.pop('cbs', None))], splitter=params if pretrained is None else body_head, **kwargs)
+                           cbs=[KeepLast(), Curves(), SeedFit(seed), *([Bf16()] if has_bf16(dls.device) else []), *L(kwargs.pop('cbs', None))], splitter=params if pretrained is None else body_head, **kwargs)
     if pretrained is not None: learn.freeze()
     return learn
 
