@@ -99,15 +99,15 @@ def cmd_evaluate(a):
     print(r)
     if a.out: save_json(r.to_dict(), Path(a.out)/'metrics.json'); r.per_case.to_csv(Path(a.out)/'cases.csv', index=False)
 
-# %% ../nbs/90_cli.ipynb #33f73eda
+# %% ../nbs/90_cli.ipynb #46c7b116
 def cmd_test(a):
     root = next((p for p in (Path.cwd(), *Path.cwd().parents) if (p/'settings.ini').exists() and (p/'nbs').is_dir()), None)
     if root is None: raise MedkitError(f'{Path.cwd()} is not in a copy of medkit\'s repository: clone it, install it with pip install -e ".[dev]", and run medkit test there')
-    tools = Path(sys.executable).parent
-    env = os.environ | dict(IN_TEST='1', MPLBACKEND='agg', HF_HUB_OFFLINE='1', PATH=f'{tools}{os.pathsep}{os.environ.get("PATH", "")}')
-    def run(*cmd, **more): print('+', *cmd, flush=True); return subprocess.run([sys.executable, '-m', *cmd], cwd=root, env=env | more).returncode
-    with_cache = dict(MEDKIT_DATA='', MEDKIT_CACHE=str(root/'.test-cache'))
-    return max(run('nbdev.test', **with_cache), run('pytest', '-q', '-rs', 'tests'), key=abs)
+    env = os.environ | dict(IN_TEST='1', MPLBACKEND='agg', HF_HUB_OFFLINE='1')
+    def run(*cmd, **more): print('+ python', *cmd, flush=True); return subprocess.run([sys.executable, *cmd], cwd=root, env=env | more).returncode
+    # one thread a process: nbdev_test runs as many notebooks at once as there are cores
+    notebooks = run('-c', 'from nbdev.test import nbdev_test; nbdev_test()', MEDKIT_DATA='', MEDKIT_CACHE=str(root/'.test-cache'), OMP_NUM_THREADS='1')
+    return int(bool(notebooks + run('-m', 'pytest', '-q', '-rs', 'tests')))
 
 # %% ../nbs/90_cli.ipynb #a34f732f
 def command(subs, name, run, help, example, *args):
