@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['fit_box', 'ReadImage', 'ReadMask', 'AsFloat', 'split_cases', 'VolumeDL', 'volume_dls', 'network', 'SegmentLoss',
            'case_dice', 'LabelDice', 'dice_metrics', 'SegmentLearner', 'body_head', 'segmenter', 'SegmentModel',
-           'as_model', 'save_model', 'split_ids', 'packaged', 'load_model', 'probabilities', 'predict', 'nifti_files',
-           'predict_folder']
+           'as_model', 'model_path', 'save_model', 'split_ids', 'packaged', 'load_model', 'probabilities', 'predict',
+           'nifti_files', 'predict_folder']
 
-# %% ../nbs/22_segment.ipynb #29934d7b
+# %% ../nbs/22_segment.ipynb #2f95f593
 import json, matplotlib.pyplot as plt, numpy as np
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
@@ -26,7 +26,7 @@ from .core import MedkitError, atomic, cache_dir, choose, run_record, save_json,
 from .volumes import (Case, Volume, VolumeSet, mask_image, open_volumes, prepare, read_mask, read_volume, resize, scan, show_planes,
                             grid_shape, stem, write_mask)
 from .resident import RandomPatch, ResidentDL
-from .training import Bf16, Curves, KeepLast, SeedFit, has_bf16, load_weights, named, weights
+from .training import Bf16, Curves, KeepLast, SafeLearner, SeedFit, has_bf16, load_weights, named, weights
 from .plan import Plan, fmt, plan as make_plan, plan_from
 from .transfer import summary, transfer
 
@@ -99,7 +99,7 @@ class VolumeDL(ResidentDL):
             for c,(m,t) in enumerate(zip(masks, titles)):
                 show_planes(x[r,0].cpu().float().numpy(), None if m is None else m[r].reshape(x.shape[2:]).cpu().numpy(), self.plan.spacing, at, axs[r,3*c:3*c+3], t)
 
-# %% ../nbs/22_segment.ipynb #a1c4825a
+# %% ../nbs/22_segment.ipynb #2f089fbe
 def volume_dls(
     source,            # A name ('hippocampus'), a folder in Decathlon layout, or a `VolumeSet`
     n_labelled=None,   # Train on so many cases only
@@ -116,10 +116,12 @@ def volume_dls(
     splits = split_cases(len(vs), valid_pct, test_pct, seed, n_labelled)
     fp = scan(vs, empty_ok)
     p = plan or make_plan(vs, device, fp, **({'bs': bs} if bs else {}), **overrides)
+    bs = min(bs or p.bs, len(splits[0]))
     dsets = Datasets(vs.cases, [[ReadImage(p)], [ReadMask(p)]], splits=splits)
+    dsets.tls[0].types[0] = (Case, Path, str) # so that `dls.test_dl` takes files as well
     aug = RandomPatch(p.patch_size, p.spacing) if augment else RandomPatch(p.patch_size, p.spacing, 0, 0, 0, 0, p_organ=1)
     device = torch.device(device or default_device())
-    dl = VolumeDL(dsets.subset(0), p, bs=bs or min(p.bs, len(splits[0])), shuffle=True, drop_last=len(splits[0])>p.bs, device=device, after_batch=[AsFloat(), aug])
+    dl = VolumeDL(dsets.subset(0), p, bs=bs, shuffle=True, drop_last=len(splits[0])>bs, device=device, after_batch=[AsFloat(), aug])
     dls = DataLoaders(dl, *[dl.new(dsets.subset(i), bs=1, shuffle=False, drop_last=False) for i in (1,2) if splits[i]], path=cache_dir()/'learners'/stem(vs.name), device=device)
     dls.plan, dls.set, dls.seed = p, vs, seed
     print(f'{vs.name}: {" / ".join(map(str, map(len, splits)))} cases for training / validation / test (drawn with seed {seed})\n{p}')
@@ -135,11 +137,14 @@ def network(
     with seeded(seed):
         return DynUNet(3, len(p.modality), len(p.labels), [3]*n, [1]+[2]*(n-1), [2]*(n-1), filters=list(p.filters), norm_name=('INSTANCE', {'affine': True}))
 
-# %% ../nbs/22_segment.ipynb #2a338ca5
+# %% ../nbs/22_segment.ipynb #62c83964
 class SegmentLoss(Module):
     "Dice (foreground, over the batch) + cross-entropy; fastai finds here how to read the activations"
-    def __init__(self): self.loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
-    def forward(self, pred, true): return self.loss(pred.as_subclass(Tensor).float(), true.as_subclass(Tensor).long())
+    def __init__(self): self.loss,self.reduction = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True),'mean'
+    def forward(self, pred, true):
+        pred, true = pred.as_subclass(Tensor).float(), true.as_subclass(Tensor).long()
+        # fastai's Interpretation asks for 'none': a loss for each case
+        return self.loss(pred, true) if self.reduction=='mean' else torch.stack([self.loss(p[None], t[None]) for p,t in zip(pred, true)])
     def activation(self, pred): return pred.softmax(1)
     def decodes(self, pred): return MedMask(pred.as_subclass(Tensor).argmax(1, keepdim=True).byte())
 
@@ -167,8 +172,8 @@ def dice_metrics(p:Plan) -> list:
     fg = [l for l in p.labels if l]
     return [LabelDice(fg, 'dice')] + ([LabelDice([l], p.labels[l]) for l in fg] if 1<len(fg)<5 else [])
 
-# %% ../nbs/22_segment.ipynb #7d97d2fe
-class SegmentLearner(Learner):
+# %% ../nbs/22_segment.ipynb #47677009
+class SegmentLearner(SafeLearner):
     "A fastai `Learner` with `fine_tune` set for volumes"
     # fastai's lr_mult of 100 all but freezes the body, which suits photographs; from one organ to another even 4 was worse than 1
     def fine_tune(self, epochs, base_lr=1e-2, freeze_epochs=1, lr_mult=1, **kwargs):
@@ -177,7 +182,7 @@ class SegmentLearner(Learner):
 
 def body_head(model): return [params(nn.ModuleList([m for n,m in model.named_children() if n!='output_block'])), params(model.output_block)]
 
-# %% ../nbs/22_segment.ipynb #ee2de934
+# %% ../nbs/22_segment.ipynb #94537723
 def segmenter(
     dls:DataLoaders,  # From `volume_dls`
     pretrained=None,  # A packaged name ('hippocampus'), a saved model's path, or a `SegmentModel`
@@ -188,9 +193,11 @@ def segmenter(
     p = dls.plan
     if pretrained is not None:
         source = load_model(pretrained)
-        p = dls.plan = replace(p, filters=source.plan.filters)
+        p = replace(p, filters=source.plan.filters)
+        if any(n % p.step for n in p.size+p.patch_size): raise MedkitError(f'{source.name} has {len(p.filters)} levels, for which sizes must be multiples of {p.step}: make the loaders with volume_dls(..., filters={p.filters})')
     model = network(p, seed)
     if pretrained is not None: print(f'pretrained on {source.name}: {summary(transfer(model, named(source.net)))}')
+    for o in (dls, *dls.loaders): o.plan = p # only now: a refused transfer changes nothing
     learn = SegmentLearner(dls, model, loss_func=SegmentLoss(), metrics=dice_metrics(p), lr=2e-3,
                            cbs=[KeepLast(), Curves(), SeedFit(seed), *([Bf16()] if has_bf16(dls.device) else []), *L(kwargs.pop('cbs', None))], splitter=params if pretrained is None else body_head, **kwargs)
     if pretrained is not None: learn.freeze()
@@ -206,16 +213,21 @@ class SegmentModel:
     @property
     def name(self): return self.info.get('name', 'unnamed')
 
-# %% ../nbs/22_segment.ipynb #c89532e4
+# %% ../nbs/22_segment.ipynb #35db51c0
 def as_model(o, device=None) -> SegmentModel:
     "A learner, a loaded model, a packaged name or a path as a `SegmentModel` in evaluation mode on `device`"
-    if isinstance(o, Learner): o = SegmentModel(o.model, o.dls.plan, dict(name=o.dls.set.name))
+    if isinstance(o, Learner): o = SegmentModel(o.model, o.dls.plan, dict(name=getattr(getattr(o.dls, 'set', None), 'name', 'unnamed')))
     if not isinstance(o, SegmentModel): o = load_model(o)
     if device is not None: o.net.to(device)
     o.net.eval()
     return o
 
-# %% ../nbs/22_segment.ipynb #5febf087
+# %% ../nbs/22_segment.ipynb #8fee1c0c
+def model_path(path) -> Path:
+    "The .safetensors file that a model's name means; other dots in it stay: model.v2 is not model.v3"
+    return Path(path).with_suffix('.safetensors') if Path(path).suffix in ('.safetensors','.json') else Path(f'{path}.safetensors')
+
+# %% ../nbs/22_segment.ipynb #76706d14
 def save_model(
     learn, # A learner of `segmenter`
     path,  # 'folder/name'; '.safetensors' and '.json' are written
@@ -223,7 +235,7 @@ def save_model(
     **info,     # Goes into the JSON: recipe, results, licence
 ) -> Path:
     "Save the network and all that is needed to use it; no pickle"
-    path = Path(path).with_suffix('.safetensors')
+    path = model_path(path)
     m = as_model(learn)
     record = dict(format=1, kind='segmentation', name=path.stem, plan=asdict(m.plan), data=dict(name=learn.dls.set.name, licence=learn.dls.set.licence, cases=split_ids(learn.dls), seed=learn.dls.seed),
                   record=run_record(device=learn.dls.device), **info)
@@ -238,7 +250,7 @@ def packaged() -> dict:
     "The models that come with medkit: name to path"
     return {f.stem: f for f in sorted(Path(files('medkit')/'weights').glob('*.safetensors'))}
 
-# %% ../nbs/22_segment.ipynb #a74fecb9
+# %% ../nbs/22_segment.ipynb #9e62b13f
 def load_model(
     source, # A packaged name, a path to a .safetensors file, or a `SegmentModel`
 ) -> SegmentModel:
@@ -246,8 +258,8 @@ def load_model(
     if isinstance(source, SegmentModel): return source
     path = Path(source)
     if path.suffix in ('.pth','.pt','.pkl','.bin','.ckpt'): raise MedkitError(f'{path} may be a pickle, which can run code when opened: save the model with save_model, as safetensors')
-    if path.suffix != '.safetensors' and not path.with_suffix('.safetensors').exists(): path = packaged()[choose(str(source), packaged(), 'model')]
-    path = path.with_suffix('.safetensors')
+    if path.suffix not in ('.safetensors','.json') and not model_path(path).exists(): path = packaged()[choose(str(source), packaged(), 'model')]
+    path = model_path(path)
     for f in (path, path.with_suffix('.json')):
         if not f.exists(): raise MedkitError(f'{f} does not exist: a model is a .safetensors file with a .json of the same name beside it')
     try: info, tensors = json.loads(path.with_suffix('.json').read_text(encoding='utf-8')), load_file(path)
@@ -288,7 +300,7 @@ def predict(
     if out is not None: write_mask(y, v, out)
     return mask_image(y, v)
 
-# %% ../nbs/22_segment.ipynb #ab12fe6d
+# %% ../nbs/22_segment.ipynb #349d6a37
 def nifti_files(folder) -> list:
     "The NIfTI files of a folder by name; a clear sentence where there are none"
     files = sorted(f for f in Path(folder).iterdir() if f.name.lower().endswith(('.nii','.nii.gz')) and not f.name.startswith('.'))
@@ -299,6 +311,7 @@ def predict_folder(model, folder, out) -> list:
     "One mask for each image of `folder`, under the same name in `out`"
     if out is None: raise MedkitError(f'{folder} is a folder: say with `out` where its masks shall go')
     if Path(out).resolve()==Path(folder).resolve(): raise MedkitError(f'The masks would overwrite the images in {folder}: choose another folder for them')
+    if Path(out).is_file(): raise MedkitError(f'{out} is a file: the masks of a folder need a folder')
     m = as_model(model, default_device())
     def one(f): predict(m, f, Path(out)/f.name); return Path(out)/f.name
     return [one(f) for f in progress_bar(nifti_files(folder), leave=False)]

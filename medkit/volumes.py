@@ -45,7 +45,7 @@ def stem(path) -> str:
     name = Path(path).name
     return name[:-7] if name.lower().endswith('.nii.gz') else Path(name).stem
 
-# %% ../nbs/04_volumes.ipynb #57b93227
+# %% ../nbs/04_volumes.ipynb #a2332454
 def read_dataset_json(folder) -> VolumeSet:
     "The cases of a folder in Decathlon layout; a clear sentence where `dataset.json` or a named file is missing"
     folder = Path(folder); f = folder/'dataset.json'
@@ -56,6 +56,7 @@ def read_dataset_json(folder) -> VolumeSet:
         labels, modality = {int(k): v for k,v in d['labels'].items()}, [v for _,v in sorted(d['modality'].items())]
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise MedkitError(f'{f} is not a Decathlon dataset.json ({type(e).__name__}: {e}): it needs "labels", "modality" and "training"') from e
+    if sorted(labels) != list(range(max(2, len(labels)))): raise MedkitError(f'{f} declares the labels {sorted(labels)}: number them 0 (background), 1, 2 ... without a gap, in the masks as well')
     if not cases: raise MedkitError(f'{f} lists no training cases: add {{"image": ..., "label": ...}} pairs under "training"')
     twice = [k for k,n in Counter(c.id for c in cases).items() if n>1]
     if twice: raise MedkitError(f'{f} lists {twice[0]} more than once: each case needs a name of its own')
@@ -85,7 +86,7 @@ class Volume:
     @property
     def shape(self): return tuple(self.data.shape[1:])
 
-# %% ../nbs/04_volumes.ipynb #644d502d
+# %% ../nbs/04_volumes.ipynb #03990b92
 def load_nifti(path):
     "nibabel's image, its data in memory; one sentence where the file cannot be read"
     path = Path(path)
@@ -93,9 +94,10 @@ def load_nifti(path):
     try:
         img = nib.load(path)
         img.get_fdata(dtype=np.float32)
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError, zlib.error) as e:
+    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError, TypeError, OverflowError, zlib.error) as e:
         raise MedkitError(f'{path} cannot be read as a NIfTI volume ({type(e).__name__}): it may be truncated or of another kind, copy it again') from e
-    if not np.isfinite(img.affine).all() or abs(np.linalg.det(img.affine[:3,:3])) < 1e-9:
+    if 0 in img.shape: raise MedkitError(f'{path} has the shape {img.shape}: there are no voxels in it, leave the case out')
+    if not np.isfinite(img.affine).all() or abs(np.linalg.det(img.affine[:3,:3])) < 1e-9 or np.isnan(io_orientation(img.affine)).any():
         raise MedkitError(f'{path} has an affine without volume (spacing zero or not finite): mend its header')
     return img
 
@@ -220,10 +222,11 @@ def mask_image(
     img.header['cal_max'], img.header['cal_min'], img.header['descrip'] = 0, 0, b'segmented by medkit'
     return img
 
-# %% ../nbs/04_volumes.ipynb #1e6fc939
+# %% ../nbs/04_volumes.ipynb #2a87b000
 def write_mask(y, v:Volume, path) -> Path:
     "Write labels (X,Y,Z) in RAS order beside nothing else: on `v`'s own grid, whole or not at all"
     path = Path(path)
+    if not path.name.lower().endswith(('.nii','.nii.gz')) or path.is_dir(): raise MedkitError(f'{path} is no name for a mask: it is a file whose name ends in .nii.gz or .nii')
     with atomic(path) as f: nib.save(mask_image(y, v), f)
     return path
 
