@@ -255,7 +255,7 @@ def check_fits(model, x, arch):
         raise MedkitError(f'{arch} cannot take pictures of {x.shape[-1]}x{x.shape[-2]} pixels: give image_dls(..., size=224), or choose simple_cnn or resnet18 ({e})') from e
     finally: model.train()
 
-# %% ../nbs/12_classify.ipynb #a545a2a1
+# %% ../nbs/12_classify.ipynb #7bce0509
 def classifier(
     dls,             # From `image_dls`
     arch='resnet18', # 'simple_cnn', or a name of torchvision or timm
@@ -272,7 +272,7 @@ def classifier(
     with seeded(seed): model = make_model(arch, x.shape[1], len(dls.vocab), x.shape[-1], pretrained)
     check_fits(model.to(x.device), x[:2], arch)
     print(f'{arch}: {sum(p.numel() for p in model.parameters())/1e6:.2f} million weights, {why}')
-    learn = Learner(dls, model, CrossEntropyLossFlat(), splitter=body_and_head, metrics=metrics, cbs=[KeepLast(), Curves(), SeedFit(seed), *L(cbs)], **kwargs)
+    learn = SafeLearner(dls, model, CrossEntropyLossFlat(), splitter=body_and_head, metrics=metrics, cbs=[KeepLast(), Curves(), SeedFit(seed), *L(cbs)], **kwargs)
     learn.arch, learn.seed = arch, seed
     if pretrained: learn.freeze()
     return learn
@@ -338,7 +338,7 @@ def blank_set(c) -> ImageSet:
     shape = (2, *c['size']) if c['channels'] == 1 else (2, *c['size'], 3)
     return ImageSet(np.zeros(shape, np.uint8), np.zeros(2, int), np.array(['train', 'val']), c['vocab'], 'saved')
 
-# %% ../nbs/12_classify.ipynb #f4c5ec23
+# %% ../nbs/12_classify.ipynb #2ba72565
 def load_classifier(
     path,        # Either file's name, or their common stem
     device=None, # The GPU where there is one
@@ -349,6 +349,6 @@ def load_classifier(
     try: model.load_state_dict(state)
     except RuntimeError as e: raise MedkitError(f"{path} does not hold the weights that its card describes ({c['arch']}): copy both files again") from e
     dls = set_dls(blank_set(c), (c['mean'], c['std']), device=device)
-    learn = Learner(dls, model.to(dls.device), CrossEntropyLossFlat(), splitter=body_and_head, metrics=accuracy, cbs=[KeepLast(), Curves(), SeedFit(c['record']['seed'])])
+    learn = SafeLearner(dls, model.to(dls.device), CrossEntropyLossFlat(), splitter=body_and_head, metrics=accuracy, cbs=[KeepLast(), Curves(), SeedFit(c['record']['seed'])])
     learn.arch, learn.seed = c['arch'], c['record']['seed']
     return learn

@@ -84,11 +84,11 @@ def cmd_predict(a):
     files = label_pictures(a.model, image, out) if is_classifier(a.model) else segment_volumes(a.model, image, out)
     print('\n'.join(map(str, files)))
 
-# %% ../nbs/90_cli.ipynb #30bd69f9
+# %% ../nbs/90_cli.ipynb #07de90d2
 def segment_volumes(model, image, out) -> list:
     from medkit.segment import as_model, predict
-    from fastai.torch_core import default_device
-    m = as_model(model, default_device())
+    from medkit.plan import volume_device
+    m = as_model(model, volume_device())
     if image.is_dir(): return predict(m, image, out)
     predict(m, image, out/image.name)
     return [out/image.name]

@@ -8,7 +8,7 @@ __all__ = ['fit_box', 'ReadImage', 'ReadMask', 'AsFloat', 'split_cases', 'Volume
            'as_model', 'model_path', 'save_model', 'split_ids', 'packaged', 'load_model', 'probabilities', 'predict',
            'nifti_files', 'predict_folder']
 
-# %% ../nbs/22_segment.ipynb #2f95f593
+# %% ../nbs/22_segment.ipynb #ea1ef5da
 import json, matplotlib.pyplot as plt, numpy as np
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
@@ -27,7 +27,7 @@ from .volumes import (Case, Volume, VolumeSet, mask_image, open_volumes, prepare
                             grid_shape, stem, write_mask)
 from .resident import RandomPatch, ResidentDL
 from .training import Bf16, Curves, KeepLast, SafeLearner, SeedFit, has_bf16, load_weights, named, weights
-from .plan import Plan, fmt, plan as make_plan, plan_from
+from .plan import Plan, fmt, plan as make_plan, plan_from, volume_device
 from .transfer import summary, transfer
 
 # %% ../nbs/22_segment.ipynb #0887ead3
@@ -99,7 +99,7 @@ class VolumeDL(ResidentDL):
             for c,(m,t) in enumerate(zip(masks, titles)):
                 show_planes(x[r,0].cpu().float().numpy(), None if m is None else m[r].reshape(x.shape[2:]).cpu().numpy(), self.plan.spacing, at, axs[r,3*c:3*c+3], t)
 
-# %% ../nbs/22_segment.ipynb #2f089fbe
+# %% ../nbs/22_segment.ipynb #803fb8ff
 def volume_dls(
     source,            # A name ('hippocampus'), a folder in Decathlon layout, or a `VolumeSet`
     n_labelled=None,   # Train on so many cases only
@@ -120,7 +120,7 @@ def volume_dls(
     dsets = Datasets(vs.cases, [[ReadImage(p)], [ReadMask(p)]], splits=splits)
     dsets.tls[0].types[0] = (Case, Path, str) # so that `dls.test_dl` takes files as well
     aug = RandomPatch(p.patch_size, p.spacing) if augment else RandomPatch(p.patch_size, p.spacing, 0, 0, 0, 0, p_organ=1)
-    device = torch.device(device or default_device())
+    device = volume_device(device)
     dl = VolumeDL(dsets.subset(0), p, bs=bs, shuffle=True, drop_last=len(splits[0])>bs, device=device, after_batch=[AsFloat(), aug])
     dls = DataLoaders(dl, *[dl.new(dsets.subset(i), bs=1, shuffle=False, drop_last=False) for i in (1,2) if splits[i]], path=cache_dir()/'learners'/stem(vs.name), device=device)
     dls.plan, dls.set, dls.seed = p, vs, seed
@@ -286,7 +286,7 @@ def probabilities(
     probs = sliding_window_inference(x[None], p.patch_size, 2, m.net, overlap=overlap, mode='gaussian', sw_device=dev, device='cpu')[0].softmax(0)
     return resize(probs, v.shape)
 
-# %% ../nbs/22_segment.ipynb #0436d4b3
+# %% ../nbs/22_segment.ipynb #296883c3
 def predict(
     model,      # A learner, a `SegmentModel`, a packaged name ('hippocampus') or a path
     image,      # A NIfTI file, or a folder of them
@@ -295,12 +295,13 @@ def predict(
     "Segment an image on its own grid: same shape, affine and header"
     m, image = as_model(model), Path(image)
     if image.is_dir(): return predict_folder(m, image, out)
+    if out is not None and Path(out).resolve()==image.resolve(): raise MedkitError(f'The mask would overwrite the image {image}: choose another file or folder for it')
     v = read_volume(image)
     y = probabilities(m, v).argmax(0)
     if out is not None: write_mask(y, v, out)
     return mask_image(y, v)
 
-# %% ../nbs/22_segment.ipynb #349d6a37
+# %% ../nbs/22_segment.ipynb #e9791306
 def nifti_files(folder) -> list:
     "The NIfTI files of a folder by name; a clear sentence where there are none"
     files = sorted(f for f in Path(folder).iterdir() if f.name.lower().endswith(('.nii','.nii.gz')) and not f.name.startswith('.'))
@@ -312,6 +313,6 @@ def predict_folder(model, folder, out) -> list:
     if out is None: raise MedkitError(f'{folder} is a folder: say with `out` where its masks shall go')
     if Path(out).resolve()==Path(folder).resolve(): raise MedkitError(f'The masks would overwrite the images in {folder}: choose another folder for them')
     if Path(out).is_file(): raise MedkitError(f'{out} is a file: the masks of a folder need a folder')
-    m = as_model(model, default_device())
+    m = as_model(model, volume_device())
     def one(f): predict(m, f, Path(out)/f.name); return Path(out)/f.name
     return [one(f) for f in progress_bar(nifti_files(folder), leave=False)]
