@@ -7,9 +7,9 @@ __all__ = ['cmd_doctor', 'cmd_data', 'out_folder', 'cmd_demo', 'is_volumes', 'cm
            'is_classifier', 'cmd_predict', 'segment_volumes', 'label_pictures', 'cmd_evaluate', 'cmd_test', 'command',
            'parser', 'positive', 'natural', 'main']
 
-# %% ../nbs/90_cli.ipynb #86e7060a
+# %% ../nbs/90_cli.ipynb #3fa49fd8
 import argparse, os, subprocess, sys
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from . import __version__
 from .core import MedkitError, data_dirs, environ
@@ -19,7 +19,7 @@ def cmd_doctor(a):
     from medkit.doctor import main
     return main()
 
-# %% ../nbs/90_cli.ipynb #afc68088
+# %% ../nbs/90_cli.ipynb #3cc85bb4
 def cmd_data(a):
     from medkit import catalog as c
     if a.do == 'list': print(c.catalog(a.name)['task dim size licence present'.split()].to_string())
@@ -29,7 +29,7 @@ def cmd_data(a):
     elif a.do == 'card': print(c.card(a.name))
     else:
         v = c.verify(a.name, a.size)
-        print(f"{v['name']}: {v['note']} ({v['path']})")
+        print(f"{v['name']}: {v['note']}" + (f" ({v['path']})" if v['path'] else ''))
         return 1 if v['ok'] is False else 0
 
 # %% ../nbs/90_cli.ipynb #a554e8a3
@@ -69,7 +69,7 @@ def train_pictures(a):
     if a.n_labelled or a.pretrained: raise MedkitError('--n-labelled and --pretrained NAME are for volumes: pictures start from published weights where they can be had')
     return classifier(image_dls(a.source, a.size, seed=a.seed), a.arch or 'resnet18', seed=a.seed), save_classifier
 
-# %% ../nbs/90_cli.ipynb #60aa37b3
+# %% ../nbs/90_cli.ipynb #05247ae4
 def is_classifier(model) -> bool:
     "Whether the JSON beside a saved model describes a classifier"
     import json
@@ -81,7 +81,8 @@ def is_classifier(model) -> bool:
 def cmd_predict(a):
     image, out = Path(a.image), out_folder(a.out)
     if not image.exists(): raise MedkitError(f'{image} does not exist: name a NIfTI file, a picture, or a folder of them')
-    files = label_pictures(a.model, image, out) if is_classifier(a.model) else segment_volumes(a.model, image, out)
+    with redirect_stdout(sys.stderr): # bars go there, so that the output is the list of files and nothing else
+        files = label_pictures(a.model, image, out) if is_classifier(a.model) else segment_volumes(a.model, image, out)
     print('\n'.join(map(str, files)))
 
 # %% ../nbs/90_cli.ipynb #07de90d2
