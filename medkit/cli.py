@@ -163,7 +163,7 @@ def natural(s) -> int:
     if not s.isdecimal(): raise argparse.ArgumentTypeError(f'{s} is no whole number from zero')
     return int(s)
 
-# %% ../nbs/90_cli.ipynb #1cd65cb8
+# %% ../nbs/90_cli.ipynb #3edc0ce6
 def main(argv=None) -> int:
     "Run one command; 0 when it went well, 2 and one sentence on a user's mistake, 130 when interrupted"
     a = parser().parse_args(argv)
@@ -171,3 +171,4 @@ def main(argv=None) -> int:
     except MedkitError as e: print(f'medkit: {e}', file=sys.stderr); return 2
     except KeyboardInterrupt: print('medkit: interrupted', file=sys.stderr); return 130
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return 141
+    except OSError as e: print(f'medkit: {e.filename or "the disk"}: {e.strerror or e}; choose another folder or make room', file=sys.stderr); return 1

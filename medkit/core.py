@@ -6,8 +6,8 @@
 __all__ = ['PACKAGES', 'MedkitError', 'choose', 'cache_dir', 'data_dirs', 'environ', 'atomic', 'seeded', 'versions',
            'device_name', 'git_state', 'run_record', 'save_json', 'in_test']
 
-# %% ../nbs/00_core.ipynb #f67c9e1f
-import contextlib, difflib, json, os, platform, random, subprocess, sys, tempfile
+# %% ../nbs/00_core.ipynb #24e3721c
+import contextlib, difflib, json, os, platform, random, shutil, subprocess, sys, tempfile
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -52,7 +52,7 @@ def environ(**values):
     try: yield
     finally: put(old)
 
-# %% ../nbs/00_core.ipynb #54e0c4f6
+# %% ../nbs/00_core.ipynb #9df2ac0a
 @contextlib.contextmanager
 def atomic(
     path, # Where the whole file shall stand; its folder is made
@@ -64,9 +64,7 @@ def atomic(
     try:
         yield folder/path.name
         os.replace(folder/path.name, path)
-    finally:
-        (folder/path.name).unlink(missing_ok=True)
-        folder.rmdir()
+    finally: shutil.rmtree(folder)
 
 # %% ../nbs/00_core.ipynb #0f3c41db
 @contextlib.contextmanager

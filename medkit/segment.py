@@ -172,7 +172,7 @@ def dice_metrics(p:Plan) -> list:
     fg = [l for l in p.labels if l]
     return [LabelDice(fg, 'dice')] + ([LabelDice([l], p.labels[l]) for l in fg] if 1<len(fg)<5 else [])
 
-# %% ../nbs/22_segment.ipynb #47677009
+# %% ../nbs/22_segment.ipynb #9d56601e
 class SegmentLearner(SafeLearner):
     "A fastai `Learner` with `fine_tune` set for volumes"
     # fastai's lr_mult of 100 all but freezes the body, which suits photographs; from one organ to another even 4 was worse than 1
@@ -180,9 +180,13 @@ class SegmentLearner(SafeLearner):
         "`freeze_epochs` on the new layers alone, then `epochs` on all; `base_lr` is halved for the second part, as in fastai"
         return super().fine_tune(epochs, base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, **kwargs)
 
+    def predict(self, image): # fastai's own would answer on the network's grid
+        "The mask of an image file on its own grid, as `predict(learn, image)`"
+        return predict(self, image)
+
 def body_head(model): return [params(nn.ModuleList([m for n,m in model.named_children() if n!='output_block'])), params(model.output_block)]
 
-# %% ../nbs/22_segment.ipynb #94537723
+# %% ../nbs/22_segment.ipynb #00c1d33f
 def segmenter(
     dls:DataLoaders,  # From `volume_dls`
     pretrained=None,  # A packaged name ('hippocampus'), a saved model's path, or a `SegmentModel`
@@ -196,11 +200,15 @@ def segmenter(
         p = replace(p, filters=source.plan.filters)
         if any(n % p.step for n in p.size+p.patch_size): raise MedkitError(f'{source.name} has {len(p.filters)} levels, for which sizes must be multiples of {p.step}: make the loaders with volume_dls(..., filters={p.filters})')
     model = network(p, seed)
-    if pretrained is not None: print(f'pretrained on {source.name}: {summary(transfer(model, named(source.net)))}')
+    only_head = False
+    if pretrained is not None:
+        rep = transfer(model, named(source.net))
+        only_head = rep[rep.state=='new'].tensor.str.startswith('output_block').all() # a new first layer must learn from the start
+        print(f'pretrained on {source.name}: {summary(rep)}')
     for o in (dls, *dls.loaders): o.plan = p # only now: a refused transfer changes nothing
     learn = SegmentLearner(dls, model, loss_func=SegmentLoss(), metrics=dice_metrics(p), lr=2e-3,
-                           cbs=[KeepLast(), Curves(), SeedFit(seed), *([Bf16()] if has_bf16(dls.device) else []), *L(kwargs.pop('cbs', None))], splitter=params if pretrained is None else body_head, **kwargs)
-    if pretrained is not None: learn.freeze()
+                           cbs=[KeepLast(), Curves(), SeedFit(seed), *([Bf16()] if has_bf16(dls.device) else []), *L(kwargs.pop('cbs', None))], splitter=body_head if only_head else params, **kwargs)
+    if only_head: learn.freeze()
     return learn
 
 # %% ../nbs/22_segment.ipynb #035537d7

@@ -12,7 +12,7 @@ from medkit.core import MedkitError
 from medkit.evaluate import evaluate_folder
 from medkit.phantom import make_sample
 from medkit.segment import SegmentModel, load_model, network, packaged, predict, save_model, segmenter, volume_dls
-from medkit.training import Bf16, history, last_file, named, restore
+from medkit.training import Bf16, history, named, restore
 from medkit.transfer import transfer
 from medkit.volumes import zscore
 
@@ -154,7 +154,7 @@ def test_fastai_training(learn):
     assert not same(before, copied(learn.model))
     learn.freeze(); learn.unfreeze(); learn.fine_tune(1)
     assert len(history(learn)) == 3 and history(learn).train_loss.notna().all()
-    assert len(learn.validate()) == 1 + len(learn.metrics) and {p.suffix for p in last_file(learn).parent.iterdir()} <= {'.safetensors','.pth'}
+    assert len(learn.validate()) == 1 + len(learn.metrics) and {p.suffix for p in learn.keep_last.file.parent.iterdir()} <= {'.safetensors','.pth'}
 
 def test_early_stopping_stops(learn):
     learn.fit(6, 0., cbs=EarlyStoppingCallback(monitor='valid_loss', patience=1))
