@@ -116,7 +116,7 @@ def describe(s:ImageSet) -> str:
     return (f"{s.name}: {per} pictures, {w}x{h} {'colour' if c else 'grey'}, {len(s.classes)} classes. "
             f"Always answering '{top}' is right in {n.loc[judged, top]/n.loc[judged].sum():.0%} of {judged}")
 
-# %% ../nbs/12_classify.ipynb #6f42162d
+# %% ../nbs/12_classify.ipynb #70da79bd
 def image_dls(
     source,       # Name in the catalog, folder, .npz, .tm, .csv, DataFrame, or an `ImageSet`
     size=None,    # Edge in pixels of the square that each picture shall fill; `None` leaves them as they are
@@ -126,6 +126,7 @@ def image_dls(
     device=None,  # The GPU where there is one
 ) -> DataLoaders:
     "fastai `DataLoaders` of a whole set that was checked first: `.train`, `.valid`, `.test`, `.vocab`"
+    if not isinstance(bs, int) or bs < 1: raise MedkitError(f"bs={bs!r}: a whole number of pictures above zero is wanted")
     s = check_images(open_images(source, size, seed)) # with all its pictures in memory
     if s.labels.ndim > 1: raise MedkitError(f'{s.name} has several labels a picture: image_dls is for sets with one, choose another of catalog()')
     print(describe(s))
@@ -255,7 +256,7 @@ def check_fits(model, x, arch):
         raise MedkitError(f'{arch} cannot take pictures of {x.shape[-1]}x{x.shape[-2]} pixels: give image_dls(..., size=224), or choose simple_cnn or resnet18 ({e})') from e
     finally: model.train()
 
-# %% ../nbs/12_classify.ipynb #7bce0509
+# %% ../nbs/12_classify.ipynb #378178e2
 def classifier(
     dls,             # From `image_dls`
     arch='resnet18', # 'simple_cnn', or a name of torchvision or timm
@@ -266,13 +267,15 @@ def classifier(
     **kwargs,        # Of fastai's `Learner`
 ) -> Learner:
     "A fastai `Learner` for pictures, its weights kept after every epoch"
+    if getattr(dls, 'vocab', None) is None: raise MedkitError('classifier wants loaders of image_dls: for volumes with masks there is segmenter')
     x, _ = dls.valid.one_batch()
     choose(arch, archs(), 'architecture')
     pretrained, why = can_pretrain(arch, pretrained)
     with seeded(seed): model = make_model(arch, x.shape[1], len(dls.vocab), x.shape[-1], pretrained)
     check_fits(model.to(x.device), x[:2], arch)
     print(f'{arch}: {sum(p.numel() for p in model.parameters())/1e6:.2f} million weights, {why}')
-    learn = SafeLearner(dls, model, CrossEntropyLossFlat(), splitter=body_and_head, metrics=metrics, cbs=[KeepLast(), Curves(), SeedFit(seed), *L(cbs)], **kwargs)
+    learn = SafeLearner(dls, model, CrossEntropyLossFlat(), metrics=metrics, cbs=[KeepLast(), Curves(), SeedFit(seed), *L(cbs)],
+                        **dict(splitter=body_and_head if pretrained else params) | kwargs) # a random body is not worth freezing
     learn.arch, learn.seed = arch, seed
     if pretrained: learn.freeze()
     return learn

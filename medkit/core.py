@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'MedkitError', 'choose', 'cache_dir', 'data_dirs', 'environ', 'atomic', 'seeded', 'versions',
-           'device_name', 'git_state', 'run_record', 'save_json', 'in_test']
+           'device_name', 'git_state', 'run_record', 'save_json', 'watched', 'in_test']
 
 # %% ../nbs/00_core.ipynb #24e3721c
 import contextlib, difflib, json, os, platform, random, shutil, subprocess, sys, tempfile
@@ -52,7 +52,7 @@ def environ(**values):
     try: yield
     finally: put(old)
 
-# %% ../nbs/00_core.ipynb #9df2ac0a
+# %% ../nbs/00_core.ipynb #0709888f
 @contextlib.contextmanager
 def atomic(
     path, # Where the whole file shall stand; its folder is made
@@ -63,6 +63,8 @@ def atomic(
     folder = Path(tempfile.mkdtemp(prefix='.part-', dir=path.parent))
     try:
         yield folder/path.name
+        (folder/'mode').touch() # some writers make files that only their owner may read; this one has the user's usual mode
+        shutil.copymode(folder/'mode', folder/path.name)
         os.replace(folder/path.name, path)
     finally: shutil.rmtree(folder)
 
@@ -125,6 +127,11 @@ def save_json(obj, path):
         if isinstance(o, float) and not abs(o) < float('inf'): return None
         return o if isinstance(o, (int, float, str, bool, type(None))) else str(o)
     with atomic(path) as f: f.write_text(json.dumps(clean(obj), indent=2), encoding='utf-8')
+
+# %% ../nbs/00_core.ipynb #ceb43a87
+def watched() -> bool:
+    "Whether the output goes to a notebook or a terminal, and not to a file"
+    return 'ipykernel' in sys.modules or sys.stdout.isatty()
 
 # %% ../nbs/00_core.ipynb #1b740c59
 def in_test() -> bool:

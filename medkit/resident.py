@@ -5,22 +5,23 @@
 # %% auto #0
 __all__ = ['gather', 'ResidentDL', 'rotation', 'patch_grid', 'RandomPatch']
 
-# %% ../nbs/10_resident.ipynb #3e87b142
+# %% ../nbs/10_resident.ipynb #b2f1af13
 import math, torch, torch.nn.functional as F
 from concurrent.futures import ThreadPoolExecutor
 from fastai.data.all import *
 from fastai.vision.augment import RandTransform
 from fastMONAI.vision_core import MedImage, MedMask
 from fastprogress import progress_bar
+from .core import watched
 
-# %% ../nbs/10_resident.ipynb #94cfaa18
+# %% ../nbs/10_resident.ipynb #e53c2dbf
 def gather(
     get,      # Function of an index that returns one item
     n:int,    # How many items
     workers=4 # Threads; reading and decompressing release Python's lock
 ) -> list:
     "All `n` items, read by several threads, with a progress bar where there are many"
-    with ThreadPoolExecutor(workers) as pool: return list(progress_bar(pool.map(get, range(n)), total=n, leave=False, display=n>16))
+    with ThreadPoolExecutor(workers) as pool: return list(progress_bar(pool.map(get, range(n)), total=n, leave=False, display=n>16 and watched()))
 
 # %% ../nbs/10_resident.ipynb #844dbffa
 class ResidentDL(TfmdDL):

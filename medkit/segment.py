@@ -8,7 +8,7 @@ __all__ = ['fit_box', 'ReadImage', 'ReadMask', 'AsFloat', 'split_cases', 'Volume
            'as_model', 'model_path', 'save_model', 'split_ids', 'packaged', 'load_model', 'probabilities', 'predict',
            'nifti_files', 'predict_folder']
 
-# %% ../nbs/22_segment.ipynb #ea1ef5da
+# %% ../nbs/22_segment.ipynb #182cd5b8
 import json, matplotlib.pyplot as plt, numpy as np
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
@@ -22,12 +22,12 @@ from monai.losses import DiceCELoss
 from monai.networks.nets import DynUNet
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from .core import MedkitError, atomic, cache_dir, choose, run_record, save_json, seeded
-from .volumes import (Case, Volume, VolumeSet, mask_image, open_volumes, prepare, read_mask, read_volume, resize, scan, show_planes,
+from .core import MedkitError, atomic, cache_dir, choose, run_record, save_json, seeded, watched
+from .volumes import (Case, Volume, VolumeSet, free_for_mask, mask_image, open_volumes, prepare, read_mask, read_volume, resize, scan, show_planes,
                             grid_shape, stem, write_mask)
 from .resident import RandomPatch, ResidentDL
 from .training import Bf16, Curves, KeepLast, SafeLearner, SeedFit, has_bf16, load_weights, named, weights
-from .plan import Plan, fmt, plan as make_plan, plan_from, volume_device
+from .plan import Plan, check_asked, fmt, plan as make_plan, plan_from, volume_device
 from .transfer import summary, transfer
 
 # %% ../nbs/22_segment.ipynb #0887ead3
@@ -59,7 +59,7 @@ class AsFloat(Transform):
     order = 0
     def encodes(self, x:MedImage): return x.float()
 
-# %% ../nbs/22_segment.ipynb #80396510
+# %% ../nbs/22_segment.ipynb #cd9f6a14
 def split_cases(
     n:int,            # How many cases
     valid_pct=.2, test_pct=.2, # Shares
@@ -70,8 +70,8 @@ def split_cases(
     idx = np.random.default_rng(seed).permutation(n).tolist()
     n_test, n_valid = max(1, round(n*test_pct)) if test_pct else 0, max(1, round(n*valid_pct))
     test, valid, train = idx[:n_test], idx[n_test:n_test+n_valid], idx[n_test+n_valid:]
-    if n_labelled is not None and not 1 <= n_labelled <= len(train):
-        raise MedkitError(f'n_labelled={n_labelled}, but {len(train)} cases are left for training after {n_valid} for validation and {n_test} for test: choose 1 to {len(train)}')
+    if n_labelled is not None and not (isinstance(n_labelled, int) and 1 <= n_labelled <= len(train)):
+        raise MedkitError(f'n_labelled={n_labelled!r}, but {len(train)} cases are left for training after {n_valid} for validation and {n_test} for test: choose 1 to {len(train)}')
     if not train: raise MedkitError(f'{n} cases are too few for training, validation and test: 3 is the least')
     return [train[:n_labelled], valid, test]
 
@@ -99,7 +99,7 @@ class VolumeDL(ResidentDL):
             for c,(m,t) in enumerate(zip(masks, titles)):
                 show_planes(x[r,0].cpu().float().numpy(), None if m is None else m[r].reshape(x.shape[2:]).cpu().numpy(), self.plan.spacing, at, axs[r,3*c:3*c+3], t)
 
-# %% ../nbs/22_segment.ipynb #803fb8ff
+# %% ../nbs/22_segment.ipynb #3d117129
 def volume_dls(
     source,            # A name ('hippocampus'), a folder in Decathlon layout, or a `VolumeSet`
     n_labelled=None,   # Train on so many cases only
@@ -114,8 +114,10 @@ def volume_dls(
     vs = open_volumes(source)
     if unlabelled := [c.id for c in vs.cases if c.label is None]: raise MedkitError(f'{unlabelled[0]} of {vs.name} has no mask: training needs one for every case')
     splits = split_cases(len(vs), valid_pct, test_pct, seed, n_labelled)
+    if plan is not None and overrides: raise MedkitError(f'Both a plan and {", ".join(overrides)} were given: change the plan with dataclasses.replace, or give the settings alone')
+    check_asked(overrides | dict(bs=bs))
     fp = scan(vs, empty_ok)
-    p = plan or make_plan(vs, device, fp, **({'bs': bs} if bs else {}), **overrides)
+    p = plan or make_plan(vs, device, fp, bs=bs, **overrides)
     bs = min(bs or p.bs, len(splits[0]))
     dsets = Datasets(vs.cases, [[ReadImage(p)], [ReadMask(p)]], splits=splits)
     dsets.tls[0].types[0] = (Case, Path, str) # so that `dls.test_dl` takes files as well
@@ -124,7 +126,8 @@ def volume_dls(
     dl = VolumeDL(dsets.subset(0), p, bs=bs, shuffle=True, drop_last=len(splits[0])>bs, device=device, after_batch=[AsFloat(), aug])
     dls = DataLoaders(dl, *[dl.new(dsets.subset(i), bs=1, shuffle=False, drop_last=False) for i in (1,2) if splits[i]], path=cache_dir()/'learners'/stem(vs.name), device=device)
     dls.plan, dls.set, dls.seed = p, vs, seed
-    print(f'{vs.name}: {" / ".join(map(str, map(len, splits)))} cases for training / validation / test (drawn with seed {seed})\n{p}')
+    aside = f'; {len(vs)-sum(map(len, splits))} more are left aside by n_labelled' if n_labelled else ''
+    print(f'{vs.name}: {" / ".join(map(str, map(len, splits)))} cases for training / validation / test (drawn with seed {seed}){aside}\n{p}')
     return dls
 
 # %% ../nbs/22_segment.ipynb #28ec6137
@@ -186,7 +189,7 @@ class SegmentLearner(SafeLearner):
 
 def body_head(model): return [params(nn.ModuleList([m for n,m in model.named_children() if n!='output_block'])), params(model.output_block)]
 
-# %% ../nbs/22_segment.ipynb #00c1d33f
+# %% ../nbs/22_segment.ipynb #7d7efccf
 def segmenter(
     dls:DataLoaders,  # From `volume_dls`
     pretrained=None,  # A packaged name ('hippocampus'), a saved model's path, or a `SegmentModel`
@@ -194,7 +197,8 @@ def segmenter(
     **kwargs,         # For fastai's `Learner`: cbs, opt_func, wd ...
 ) -> Learner:
     "A learner for the plan of `dls`; prints which tensors were reused"
-    p = dls.plan
+    p = getattr(dls, 'plan', None)
+    if p is None: raise MedkitError('segmenter wants loaders of volume_dls: for pictures with classes there is classifier')
     if pretrained is not None:
         source = load_model(pretrained)
         p = replace(p, filters=source.plan.filters)
@@ -221,18 +225,20 @@ class SegmentModel:
     @property
     def name(self): return self.info.get('name', 'unnamed')
 
-# %% ../nbs/22_segment.ipynb #35db51c0
+# %% ../nbs/22_segment.ipynb #a8b2dcdb
 def as_model(o, device=None) -> SegmentModel:
     "A learner, a loaded model, a packaged name or a path as a `SegmentModel` in evaluation mode on `device`"
+    if isinstance(o, Learner) and getattr(o.dls, 'plan', None) is None: raise MedkitError('This learner does not segment volumes: give one of segmenter, a model\'s name or its path')
     if isinstance(o, Learner): o = SegmentModel(o.model, o.dls.plan, dict(name=getattr(getattr(o.dls, 'set', None), 'name', 'unnamed')))
     if not isinstance(o, SegmentModel): o = load_model(o)
     if device is not None: o.net.to(device)
     o.net.eval()
     return o
 
-# %% ../nbs/22_segment.ipynb #8fee1c0c
+# %% ../nbs/22_segment.ipynb #52b2fff9
 def model_path(path) -> Path:
     "The .safetensors file that a model's name means; other dots in it stay: model.v2 is not model.v3"
+    if (Path(path)/'model.safetensors').exists(): return Path(path)/'model.safetensors' # the folder that `medkit train` wrote
     return Path(path).with_suffix('.safetensors') if Path(path).suffix in ('.safetensors','.json') else Path(f'{path}.safetensors')
 
 # %% ../nbs/22_segment.ipynb #76706d14
@@ -258,12 +264,13 @@ def packaged() -> dict:
     "The models that come with medkit: name to path"
     return {f.stem: f for f in sorted(Path(files('medkit')/'weights').glob('*.safetensors'))}
 
-# %% ../nbs/22_segment.ipynb #9e62b13f
+# %% ../nbs/22_segment.ipynb #41306784
 def load_model(
     source, # A packaged name, a path to a .safetensors file, or a `SegmentModel`
 ) -> SegmentModel:
     "Open a saved model; refuses pickles and anything whose tensors do not fit its plan"
     if isinstance(source, SegmentModel): return source
+    if not isinstance(source, (str, Path)): raise MedkitError(f'{source!r} is no model: give a packaged name ({", ".join(packaged())}) or the path of a saved one')
     path = Path(source)
     if path.suffix in ('.pth','.pt','.pkl','.bin','.ckpt'): raise MedkitError(f'{path} may be a pickle, which can run code when opened: save the model with save_model, as safetensors')
     if path.suffix not in ('.safetensors','.json') and not model_path(path).exists(): path = packaged()[choose(str(source), packaged(), 'model')]
@@ -294,7 +301,7 @@ def probabilities(
     probs = sliding_window_inference(x[None], p.patch_size, 2, m.net, overlap=overlap, mode='gaussian', sw_device=dev, device='cpu')[0].softmax(0)
     return resize(probs, v.shape)
 
-# %% ../nbs/22_segment.ipynb #296883c3
+# %% ../nbs/22_segment.ipynb #d0642757
 def predict(
     model,      # A learner, a `SegmentModel`, a packaged name ('hippocampus') or a path
     image,      # A NIfTI file, or a folder of them
@@ -305,15 +312,16 @@ def predict(
     if image.is_dir(): return predict_folder(m, image, out)
     if out is not None and Path(out).resolve()==image.resolve(): raise MedkitError(f'The mask would overwrite the image {image}: choose another file or folder for it')
     v = read_volume(image)
+    if out is not None: free_for_mask(out) # told before the work
     y = probabilities(m, v).argmax(0)
     if out is not None: write_mask(y, v, out)
     return mask_image(y, v)
 
-# %% ../nbs/22_segment.ipynb #e9791306
+# %% ../nbs/22_segment.ipynb #721112d6
 def nifti_files(folder) -> list:
     "The NIfTI files of a folder by name; a clear sentence where there are none"
     files = sorted(f for f in Path(folder).iterdir() if f.name.lower().endswith(('.nii','.nii.gz')) and not f.name.startswith('.'))
-    if not files: raise MedkitError(f'{folder} holds no .nii or .nii.gz file: name the folder with the images (imagesTr, say)')
+    if not files: raise MedkitError(f'{folder} holds no .nii or .nii.gz file: name the folder with the images (imagesTr, say); DICOM must be converted first, with dcm2niix for one')
     return files
 
 def predict_folder(model, folder, out) -> list:
@@ -321,6 +329,7 @@ def predict_folder(model, folder, out) -> list:
     if out is None: raise MedkitError(f'{folder} is a folder: say with `out` where its masks shall go')
     if Path(out).resolve()==Path(folder).resolve(): raise MedkitError(f'The masks would overwrite the images in {folder}: choose another folder for them')
     if Path(out).is_file(): raise MedkitError(f'{out} is a file: the masks of a folder need a folder')
-    m = as_model(model, volume_device())
+    m, files = as_model(model, volume_device()), nifti_files(folder)
+    for f in files: free_for_mask(Path(out)/f.name)
     def one(f): predict(m, f, Path(out)/f.name); return Path(out)/f.name
-    return [one(f) for f in progress_bar(nifti_files(folder), leave=False)]
+    return [one(f) for f in progress_bar(files, leave=False, display=watched())]

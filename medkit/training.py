@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['KeepLast', 'new_file', 'named', 'weights', 'load_weights', 'restore', 'SeedFit', 'has_bf16', 'Bf16', 'SafeLearner',
-           'Curves', 'history']
+           'quiet', 'Curves', 'history']
 
-# %% ../nbs/11_training.ipynb #d69cc613
+# %% ../nbs/11_training.ipynb #ffb77d0e
 import pandas as pd, random, torch, uuid
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.torch_core import to_float
 from safetensors.torch import load_file, save_file
-from .core import MedkitError, atomic, seeded
+from .core import MedkitError, atomic, seeded, watched
 
 # %% ../nbs/11_training.ipynb #d3960ebe
 class KeepLast(Callback):
@@ -126,6 +127,14 @@ class SafeLearner(Learner):
             self._close(SeedFit)
             if hasattr(self, 'keep_last'): self.keep_last.tell()
             raise
+
+# %% ../nbs/11_training.ipynb #80ff02ab
+@contextmanager
+def quiet(learn):
+    "No bar and no table of epochs where the output goes to a file: they would fill it"
+    with ExitStack() as stack:
+        if not watched(): stack.enter_context(learn.no_bar()); stack.enter_context(learn.no_logging())
+        yield learn
 
 # %% ../nbs/11_training.ipynb #68cbc6dd
 class Curves(Callback):

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Case', 'VolumeSet', 'stem', 'read_dataset_json', 'open_volumes', 'Volume', 'load_nifti', 'read_volume', 'same_grid',
            'read_mask', 'scan_case', 'scan', 'grid_shape', 'resize', 'zscore', 'prepare', 'own_order', 'mask_image',
-           'write_mask', 'show_planes']
+           'made_here', 'free_for_mask', 'write_mask', 'show_planes']
 
-# %% ../nbs/04_volumes.ipynb #6c0fc35a
+# %% ../nbs/04_volumes.ipynb #efffcf78
 import json, nibabel as nib, numpy as np, pandas as pd, torch, torch.nn.functional as F, zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +16,8 @@ from pathlib import Path
 from fastprogress import progress_bar
 from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
 from scipy.ndimage import gaussian_filter
-from .core import MedkitError, atomic
-from .catalog import fetch
+from .core import MedkitError, atomic, watched
+from .catalog import entry, fetch
 
 # %% ../nbs/04_volumes.ipynb #a9ed5d86
 @dataclass
@@ -64,13 +64,15 @@ def read_dataset_json(folder) -> VolumeSet:
     if outside: raise MedkitError(f'{f} names {outside[0]}, which lies outside the folder: keep the files of a set inside it')
     return VolumeSet(d.get('name', folder.name), cases, labels, modality, folder, d.get('licence') or d.get('license') or '')
 
-# %% ../nbs/04_volumes.ipynb #fcf7bfd8
+# %% ../nbs/04_volumes.ipynb #686caffb
 def open_volumes(
     source, # A catalog name such as 'hippocampus', a folder in Decathlon layout, or a `VolumeSet`
 ) -> VolumeSet:
     "The cases of a data set, wherever it lies"
     if isinstance(source, VolumeSet): return source
+    if not isinstance(source, (str, Path)): raise MedkitError(f'{source!r} is no data set: give a name, a folder in Decathlon layout, or a VolumeSet')
     folder = Path(source)
+    if not folder.is_dir() and entry(str(source)).task != 'segmentation': raise MedkitError(f'{source} is a set of pictures with classes: open it with image_dls; volume_dls wants volumes with masks')
     return read_dataset_json(folder if folder.is_dir() else fetch(str(source)))
 
 # %% ../nbs/04_volumes.ipynb #fecfc486
@@ -150,7 +152,7 @@ def scan_case(
     if not n[1:].any() and not empty_ok: raise MedkitError(f'{case.label} is all background: draw the organ, leave the case out, or say empty_ok=True')
     return row | {f'voxels {labels[i]}': int(n[i]) for i in labels if i}
 
-# %% ../nbs/04_volumes.ipynb #95b53ac5
+# %% ../nbs/04_volumes.ipynb #a0643312
 def scan(
     source,         # A `VolumeSet`, folder or name
     empty_ok=False, # Whether a mask without any organ is a legitimate answer in this set
@@ -161,7 +163,7 @@ def scan(
     def one(c):
         try: return scan_case(c, vs.labels, len(vs.modality), empty_ok)
         except MedkitError as e: return str(e)
-    with ThreadPoolExecutor(4) as pool: rows = list(progress_bar(pool.map(one, vs.cases), total=len(vs), leave=False, display=len(vs)>16))
+    with ThreadPoolExecutor(4) as pool: rows = list(progress_bar(pool.map(one, vs.cases), total=len(vs), leave=False, display=len(vs)>16 and watched()))
     faults = [r for r in rows if isinstance(r, str)]
     if faults:
         more = f'\n... and {len(faults)-show} more' if len(faults)>show else ''
@@ -222,11 +224,23 @@ def mask_image(
     img.header['cal_max'], img.header['cal_min'], img.header['descrip'] = 0, 0, b'segmented by medkit'
     return img
 
-# %% ../nbs/04_volumes.ipynb #2a87b000
-def write_mask(y, v:Volume, path) -> Path:
-    "Write labels (X,Y,Z) in RAS order beside nothing else: on `v`'s own grid, whole or not at all"
+# %% ../nbs/04_volumes.ipynb #e75841d6
+def made_here(path) -> bool:
+    "Whether a file is a mask that medkit wrote"
+    try: return nib.load(path).header['descrip'].item().startswith(b'segmented by medkit')
+    except (nib.filebasedimages.ImageFileError, OSError, EOFError, KeyError, ValueError, AttributeError, zlib.error): return False
+
+def free_for_mask(path) -> Path:
+    "`path`, unless it is no name for a mask or a file stands there that medkit did not write"
     path = Path(path)
     if not path.name.lower().endswith(('.nii','.nii.gz')) or path.is_dir(): raise MedkitError(f'{path} is no name for a mask: it is a file whose name ends in .nii.gz or .nii')
+    if path.exists() and not made_here(path): raise MedkitError(f'{path} exists and is no mask of medkit: choose another file or folder, so that nothing is lost')
+    return path
+
+# %% ../nbs/04_volumes.ipynb #d420c7ba
+def write_mask(y, v:Volume, path) -> Path:
+    "Write labels (X,Y,Z, RAS order) on `v`'s own grid, whole or not at all"
+    path = free_for_mask(path)
     with atomic(path) as f: nib.save(mask_image(y, v), f)
     return path
 

@@ -181,6 +181,24 @@ def test_export_goes_round(learn, tmp_path):
     f = learn.dls.valid_ds.items[0].image
     assert np.array_equal(voxels(predict(back, f)), voxels(predict(learn, f)))
 
+def test_two_learners_of_one_set_keep_their_own_checkpoints(made):
+    dls = volume_dls(made['organ_a'], **SMALL)
+    a, b = segmenter(dls, seed=1), segmenter(dls, seed=2)
+    for l in (a, b): l.fit(1)
+    kept = copied(a.model)
+    for p in a.model.parameters(): p.data.zero_()
+    assert a.keep_last.file != b.keep_last.file and same(copied(restore(a).model), kept)
+
+def test_nobody_elses_file_is_overwritten(hippocampus, scan, tmp_path):
+    images, truth = tmp_path/'images', tmp_path/'truth'
+    for folder in (images, truth): folder.mkdir()
+    for n in 'ab': nib.save(nib.Nifti1Image(scan.get_fdata(dtype='f4')[:16,:16,:16], scan.affine), images/f'{n}.nii.gz')
+    nib.save(nib.Nifti1Image(np.ones((16,16,16), 'u1'), scan.affine), truth/'b.nii.gz')
+    drawn = (truth/'b.nii.gz').read_bytes()
+    with pytest.raises(MedkitError, match='b.nii.gz exists and is no mask of medkit'): predict(hippocampus, images, truth)
+    assert (truth/'b.nii.gz').read_bytes() == drawn and not (truth/'a.nii.gz').exists()     # told before the first case
+    for _ in range(2): assert len(predict(hippocampus, images, tmp_path/'masks')) == 2      # its own it replaces
+
 def test_more_batch_than_cases(made):
     dls = volume_dls(made['organ_a'], **SMALL)
     assert len(volume_dls(made['organ_a'], plan=dls.plan, bs=64, device='cpu').train) == 1
