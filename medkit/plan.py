@@ -13,23 +13,36 @@ from fastai.torch_core import default_device
 from .core import MedkitError, choose
 from .volumes import VolumeSet, grid_shape, open_volumes, scan
 
-# %% ../nbs/20_plan.ipynb #96195b15
+# %% ../nbs/20_plan.ipynb #94c13f82
 @dataclass
 class Plan:
     "All that must be known to prepare a case for a network and to build that network"
     spacing: tuple        # mm, to which every case is resampled
-    size: tuple           # voxels, into which every case fits at that spacing
+    size: tuple           # voxels, the box that validation sees: it holds every case, or the organ where whole cases are too large
     patch_size: tuple     # voxels, what the network sees in training
     bs: int               # patches in a batch
     labels: dict          # {0: 'background', ...}
     modality: list        # one name a channel
     filters: tuple = (16, 32, 64, 128)  # channels of each level of the U-Net
+    strides: tuple = ()   # (3 numbers) a level, the first (1,1,1); empty: every level halves every axis
+    norm: tuple = ()      # one a channel: 'zscore', or (low, high, mean, sd) for CT; empty: 'zscore' for each
+    frame: object = None  # of a 4D file: an index, 'channels', or None where the files are 3D or declare their channels
+    epochs: int = 40
+    lr: float = 4e-3
     why: list = field(default_factory=list)
+    def __post_init__(self):
+        self.strides = self.strides or ((1,1,1),) + ((2,2,2),)*(len(self.filters)-1)
+        self.norm = self.norm or ('zscore',)*len(self.modality)
     @property
-    def step(self): return 2**(len(self.filters)-1)   # sizes must be multiples of this
+    def step(self): return tuple(math.prod(axis) for axis in zip(*self.strides))  # sizes must be multiples of these
+    @property
+    def kernels(self):
+        "3 along an axis, or 1 where its voxels are still more than twice as long as the shortest ones (nnU-Net's rule)"
+        mm = np.cumprod(np.array(self.strides), 0)*np.array(self.spacing)
+        return tuple(tuple(1 if m > 2*row.min() else 3 for m in row) for row in mm)
     def __str__(self): return '\n'.join(self.why)
 
-# %% ../nbs/20_plan.ipynb #5e7d372b
+# %% ../nbs/20_plan.ipynb #a75cbc62
 def plan_json(p:Plan) -> str: return json.dumps(asdict(p))
 
 def plan_from(d:dict) -> Plan:
@@ -37,6 +50,7 @@ def plan_from(d:dict) -> Plan:
     try: p = Plan(**{**d, 'labels': {int(k): str(v) for k,v in d['labels'].items()}})
     except (TypeError, KeyError, ValueError, AttributeError) as e: raise MedkitError(f'This is no plan of medkit ({e}): save the model again with this version') from e
     for k in ('spacing','size','patch_size','filters'): setattr(p, k, tuple(getattr(p, k)))
+    p.strides, p.norm = tuple(tuple(s) for s in p.strides), tuple(n if isinstance(n, str) else tuple(n) for n in p.norm)
     if any(len(getattr(p,k))!=3 or min(getattr(p,k))<=0 for k in ('spacing','size','patch_size')) or not 2<=len(p.filters)<=6 or not all(isinstance(f, int) and 0<f<=512 for f in p.filters):
         raise MedkitError(f'The plan asks for spacing {p.spacing}, patch {p.patch_size} and filters {p.filters}: three positive numbers each and 2 to 6 levels are wanted')
     return p
@@ -56,13 +70,13 @@ def budget(device=None) -> tuple:
     if device.type=='cuda': b = int(.7*torch.cuda.get_device_properties(device).total_memory); return b, b//(2*BYTES_PER_VOXEL), 8_000_000
     return 1_500_000_000, 160_000, 500_000
 
-# %% ../nbs/20_plan.ipynb #306b8253
-def round_up(n, step): return tuple(int(math.ceil(i/step)*step) for i in n)
+# %% ../nbs/20_plan.ipynb #af34686a
+def round_up(n, step): return tuple(int(math.ceil(i/s)*s) for i,s in zip(n, step))
 
 def shrink(shape, voxels, step) -> tuple:
     "Cut the longest axis by `step` until the shape has at most `voxels`"
     shape = list(shape)
-    while math.prod(shape) > voxels and max(shape) > step: shape[int(np.argmax(shape))] -= step
+    while math.prod(shape) > voxels and max(shape) > max(step): shape[int(np.argmax(shape))] -= step[int(np.argmax(shape))]
     return tuple(shape)
 
 # %% ../nbs/20_plan.ipynb #2af44393
@@ -82,7 +96,7 @@ def check_asked(overrides) -> dict:
         if not isinstance(n, int) or n < 1: raise MedkitError(f'{n!r} among filters and bs: whole numbers above zero are wanted')
     return asked
 
-# %% ../nbs/20_plan.ipynb #00c9c740
+# %% ../nbs/20_plan.ipynb #b6ccbcd7
 def plan(
     source,        # A name, a folder in Decathlon layout, a `VolumeSet`, or the table of `scan`
     device=None,   # For this device's memory; fastai's default device unless told
@@ -93,20 +107,20 @@ def plan(
     vs, asked = open_volumes(source), check_asked(overrides)
     fp = scan(vs) if fingerprint is None else fingerprint
     memory, patch_voxels, volume_voxels = budget(device)
-    filters = asked.get('filters', Plan.filters); step = 2**(len(filters)-1)
+    filters = asked.get('filters', Plan.filters); step = (2**(len(filters)-1),)*3
     median = np.median(np.array(fp.spacing.tolist()), 0)
     spacing = asked.get('spacing') or coarsen(fp, median, volume_voxels)
     shapes = np.array([grid_shape(s, o, spacing) for s,o in zip(fp['shape'], fp.spacing)])
     size = round_up(shapes.max(0), step)
     patch = asked.get('patch_size') or shrink(round_up(np.median(shapes, 0), step), patch_voxels, step)
-    if any(n % step for n in patch): raise MedkitError(f'patch_size {fmt(patch)}: with {len(filters)} levels each side must be a multiple of {step}, such as {fmt(round_up(patch, step))}')
+    if any(n % s for n,s in zip(patch, step)): raise MedkitError(f'patch_size {fmt(patch)}: with {len(filters)} levels each side must be a multiple of {step[0]}, such as {fmt(round_up(patch, step))}')
     bs = asked.get('bs') or int(np.clip(memory // (BYTES_PER_VOXEL*filters[0]/16*math.prod(patch)), 2, 8))
     why = [f'spacing {fmt(spacing)} mm: ' + ('asked for' if 'spacing' in overrides else 'the median of the cases' if np.allclose(spacing, median) else
                                               f'coarser than the median {fmt(median)}, so that a volume stays below {volume_voxels:,} voxels'),
-           f'size {fmt(size)}: the largest of {len(fp)} cases at that spacing, in steps of {step}',
+           f'size {fmt(size)}: the largest of {len(fp)} cases at that spacing, in steps of {step[0]}',
            f'patch {fmt(patch)}: ' + ('asked for' if 'patch_size' in overrides else 'the median case' if math.prod(patch)==math.prod(round_up(np.median(shapes,0), step)) else f'at most {patch_voxels:,} voxels here'),
            f'batch {bs}: about {bs*math.prod(patch)*BYTES_PER_VOXEL*filters[0]/16/1e9:.1f} GB in training']
-    return Plan(spacing, size, patch, bs, vs.labels, vs.modality, filters, why)
+    return Plan(spacing, size, patch, bs, vs.labels, vs.modality, filters, why=why)
 
 # %% ../nbs/20_plan.ipynb #56950375
 def fmt(t): return ' x '.join(f'{x:g}' for x in np.round(t, 3))

@@ -99,7 +99,7 @@ class VolumeDL(ResidentDL):
             for c,(m,t) in enumerate(zip(masks, titles)):
                 show_planes(x[r,0].cpu().float().numpy(), None if m is None else m[r].reshape(x.shape[2:]).cpu().numpy(), self.plan.spacing, at, axs[r,3*c:3*c+3], t)
 
-# %% ../nbs/22_segment.ipynb #3d117129
+# %% ../nbs/22_segment.ipynb #17884f0b
 def volume_dls(
     source,            # A name ('hippocampus'), a folder in Decathlon layout, or a `VolumeSet`
     n_labelled=None,   # Train on so many cases only
@@ -117,7 +117,7 @@ def volume_dls(
     if plan is not None and overrides: raise MedkitError(f'Both a plan and {", ".join(overrides)} were given: change the plan with dataclasses.replace, or give the settings alone')
     check_asked(overrides | dict(bs=bs))
     fp = scan(vs, empty_ok)
-    p = plan or make_plan(vs, device, fp, bs=bs, **overrides)
+    p = plan or make_plan(vs, device, fingerprint=fp, bs=bs, **overrides)
     bs = min(bs or p.bs, len(splits[0]))
     dsets = Datasets(vs.cases, [[ReadImage(p)], [ReadMask(p)]], splits=splits)
     dsets.tls[0].types[0] = (Case, Path, str) # so that `dls.test_dl` takes files as well
@@ -130,15 +130,15 @@ def volume_dls(
     print(f'{vs.name}: {" / ".join(map(str, map(len, splits)))} cases for training / validation / test (drawn with seed {seed}){aside}\n{p}')
     return dls
 
-# %% ../nbs/22_segment.ipynb #28ec6137
+# %% ../nbs/22_segment.ipynb #eaf152f6
 def network(
     p:Plan,
     seed=None, # For the initial weights
 ) -> DynUNet:
     "nnU-Net's plain U-Net for this plan: `len(p.modality)` channels in, one a label out (Isensee et al., 2021)"
-    n = len(p.filters)
+    kernels, strides = ([list(o) for o in t] for t in (p.kernels, p.strides))
     with seeded(seed):
-        return DynUNet(3, len(p.modality), len(p.labels), [3]*n, [1]+[2]*(n-1), [2]*(n-1), filters=list(p.filters), norm_name=('INSTANCE', {'affine': True}))
+        return DynUNet(3, len(p.modality), len(p.labels), kernels, strides, strides[1:], filters=list(p.filters), norm_name=('INSTANCE', {'affine': True}))
 
 # %% ../nbs/22_segment.ipynb #62c83964
 class SegmentLoss(Module):
@@ -189,7 +189,7 @@ class SegmentLearner(SafeLearner):
 
 def body_head(model): return [params(nn.ModuleList([m for n,m in model.named_children() if n!='output_block'])), params(model.output_block)]
 
-# %% ../nbs/22_segment.ipynb #7d7efccf
+# %% ../nbs/22_segment.ipynb #96ae4f50
 def segmenter(
     dls:DataLoaders,  # From `volume_dls`
     pretrained=None,  # A packaged name ('hippocampus'), a saved model's path, or a `SegmentModel`
@@ -201,8 +201,8 @@ def segmenter(
     if p is None: raise MedkitError('segmenter wants loaders of volume_dls: for pictures with classes there is classifier')
     if pretrained is not None:
         source = load_model(pretrained)
-        p = replace(p, filters=source.plan.filters)
-        if any(n % p.step for n in p.size+p.patch_size): raise MedkitError(f'{source.name} has {len(p.filters)} levels, for which sizes must be multiples of {p.step}: make the loaders with volume_dls(..., filters={p.filters})')
+        p = replace(p, filters=source.plan.filters, strides=source.plan.strides)
+        if any(n % s for n,s in zip(p.size+p.patch_size, p.step*2)): raise MedkitError(f'{source.name} has {len(p.filters)} levels, for which sizes must be multiples of {fmt(p.step)}: make the loaders with volume_dls(..., filters={p.filters})')
     model = network(p, seed)
     only_head = False
     if pretrained is not None:
