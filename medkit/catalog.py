@@ -17,7 +17,7 @@ from pathlib import Path, PureWindowsPath
 from urllib.parse import urlsplit
 from .core import *
 
-# %% ../nbs/02_catalog.ipynb #a5ef07d8
+# %% ../nbs/02_catalog.ipynb #49151185
 @dataclass(frozen=True)
 class Entry:
     "What is known of one data set"
@@ -37,6 +37,7 @@ class Entry:
     bytes: dict = field(default_factory=dict) # size -> download size; for MedMNIST the uncompressed pictures, an upper limit
     obtain: str = ''      # How one gets it where there is no address
     sample: str = ''      # The generated set to go on with when this one cannot be had
+    typical: tuple = ()   # The median case: voxels along each axis, and their mm; tells what a volume asks of a computer
 
 # %% ../nbs/02_catalog.ipynb #629cc95a
 @lru_cache
@@ -70,27 +71,27 @@ def _medmnist(name, info):
                  {s: info[f'url{t}'] for s, t in tag.items()}, {s: info[f'MD5{t}'] for s, t in tag.items()},
                  {s: pixels(s) for s in sizes}, sample='' if is3d else 'lesions')
 
-# %% ../nbs/02_catalog.ipynb #bbef7064
-DECATHLON = { # name: folder, modality, structures, training cases, test cases, megabytes, md5
-    'brain_tumour': ('Task01_BrainTumour', 'MRI: FLAIR, T1, T1 with contrast, T2', ('edema', 'non-enhancing tumour', 'enhancing tumour'), 484, 266, 7100, '240a19d752f0d9e9101544901065d872'),
-    'heart': ('Task02_Heart', 'MRI', ('left atrium',), 20, 10, 435, '06ee59366e1e5124267b774dbd654057'),
-    'liver': ('Task03_Liver', 'CT', ('liver', 'tumour'), 131, 70, 27000, 'a90ec6c4aa7f6a3d087205e23d4e6397'),
-    'hippocampus': ('Task04_Hippocampus', 'MRI', ('anterior', 'posterior'), 260, 130, 28, '9d24dba78a72977dbd1d2e110310f31b'),
-    'prostate': ('Task05_Prostate', 'MRI: T2, ADC', ('peripheral zone', 'transition zone'), 32, 16, 229, '35138f08b1efaef89d7424d2bcc928db'),
-    'lung': ('Task06_Lung', 'CT', ('tumour',), 63, 32, 8500, '8afd997733c7fc0432f71255ba4e52dc'),
-    'pancreas': ('Task07_Pancreas', 'CT', ('pancreas', 'tumour'), 281, 139, 11400, '4f7080cfca169fa8066d17ce6eb061e4'),
-    'hepatic_vessel': ('Task08_HepaticVessel', 'CT', ('vessel', 'tumour'), 303, 140, 8700, '641d79e80ec66453921d997fbf12a29c'),
-    'spleen': ('Task09_Spleen', 'CT', ('spleen',), 41, 20, 1500, '410d4a301da4e5b2f6f86ec3ddba524e'),
-    'colon': ('Task10_Colon', 'CT', ('tumour',), 126, 64, 5800, 'bad7a188931dc2f6acf72b08eb6202d0')}
+# %% ../nbs/02_catalog.ipynb #a81bd481
+DECATHLON = { # name: folder, modality, structures, training cases, test cases, megabytes, md5, voxels and mm of the median case
+    'brain_tumour': ('Task01_BrainTumour', 'MRI: FLAIR, T1, T1 with contrast, T2', ('edema', 'non-enhancing tumour', 'enhancing tumour'), 484, 266, 7100, '240a19d752f0d9e9101544901065d872', (240, 240, 155), (1, 1, 1)),
+    'heart': ('Task02_Heart', 'MRI', ('left atrium',), 20, 10, 435, '06ee59366e1e5124267b774dbd654057', (320, 320, 115), (1.25, 1.25, 1.37)),
+    'liver': ('Task03_Liver', 'CT', ('liver', 'tumour'), 131, 70, 27000, 'a90ec6c4aa7f6a3d087205e23d4e6397', (512, 512, 432), (.77, .77, 1)),
+    'hippocampus': ('Task04_Hippocampus', 'MRI', ('anterior', 'posterior'), 260, 130, 28, '9d24dba78a72977dbd1d2e110310f31b', (35, 50, 36), (1, 1, 1)),
+    'prostate': ('Task05_Prostate', 'MRI: T2, ADC', ('peripheral zone', 'transition zone'), 32, 16, 229, '35138f08b1efaef89d7424d2bcc928db', (320, 320, 20), (.62, .62, 3.6)),
+    'lung': ('Task06_Lung', 'CT', ('tumour',), 63, 32, 8500, '8afd997733c7fc0432f71255ba4e52dc', (512, 512, 252), (.79, .79, 1.2)),
+    'pancreas': ('Task07_Pancreas', 'CT', ('pancreas', 'tumour'), 281, 139, 11400, '4f7080cfca169fa8066d17ce6eb061e4', (512, 512, 93), (.8, .8, 2.5)),
+    'hepatic_vessel': ('Task08_HepaticVessel', 'CT', ('vessel', 'tumour'), 303, 140, 8700, '641d79e80ec66453921d997fbf12a29c', (512, 512, 49), (.8, .8, 5)),
+    'spleen': ('Task09_Spleen', 'CT', ('spleen',), 41, 20, 1500, '410d4a301da4e5b2f6f86ec3ddba524e', (512, 512, 90), (.79, .79, 5)),
+    'colon': ('Task10_Colon', 'CT', ('tumour',), 126, 64, 5800, 'bad7a188931dc2f6acf72b08eb6202d0', (512, 512, 95), (.78, .78, 5))}
 MSD_URL = 'https://msd-for-monai.s3-us-west-2.amazonaws.com/'
 
-# %% ../nbs/02_catalog.ipynb #d6e2e029
-def _decathlon(name, folder, modality, structures, train, test, megabytes, md5):
+# %% ../nbs/02_catalog.ipynb #87ccedc7
+def _decathlon(name, folder, modality, structures, train, test, megabytes, md5, shape, spacing):
     "The `Entry` of one Decathlon task"
     return Entry(name, 'decathlon', 'segmentation', '3D', modality, structures, dict(train=train, test=test), 'CC BY-SA 4.0',
                  'Antonelli et al., The Medical Segmentation Decathlon, Nature Communications 13:4128 (2022)', {None: (folder,)},
                  f'{folder} of the Medical Segmentation Decathlon; its test cases have no public masks.',
-                 {None: f'{MSD_URL}{folder}.tar'}, {None: md5}, {None: megabytes*10**6}, sample='organ_a' if name == 'hippocampus' else 'organ_b')
+                 {None: f'{MSD_URL}{folder}.tar'}, {None: md5}, {None: megabytes*10**6}, sample='organ_a' if name == 'hippocampus' else 'organ_b', typical=(shape, spacing))
 
 # %% ../nbs/02_catalog.ipynb #a0cee840
 MEDNIST = Entry('mednist', 'folder', 'multi-class', '2D', 'X-ray, CT, MRI', ('AbdomenCT', 'BreastMRI', 'CXR', 'ChestCT', 'Hand', 'HeadCT'),
@@ -454,7 +455,7 @@ class Card:
     def __str__(self): return _card_text(self).replace('**', '').replace('`', '')
     __repr__ = __str__
 
-# %% ../nbs/02_catalog.ipynb #7cebb9f4
+# %% ../nbs/02_catalog.ipynb #49be9410
 def _facts(c):
     "The lines of a card: what, and its text"
     e, here = c.entry, {s: p for s, p in c.places.items() if p}
@@ -462,8 +463,11 @@ def _facts(c):
     where = '; '.join(f'{s} px in `{p}`' if s else f'`{p}`' for s, p in here.items()) or 'no'
     source = next(iter(e.url.values()), None) or ('made by medkit on the spot' if e.kind == 'generated' else f'no public address; {e.obtain}')
     classes = e.classes and f'{len(e.classes)}: {", ".join(e.classes)}'
-    return dict(task=', '.join(t for t in (e.task, e.dim, e.modality) if t), classes=classes, sizes=sizes, licence=licence_of(e), source=source,
+    typical = e.typical and f'{_times(e.typical[0])} voxels of {_times(e.typical[1])} mm'
+    return dict(task=', '.join(t for t in (e.task, e.dim, e.modality) if t), classes=classes, sizes=sizes, **{'median case': typical}, licence=licence_of(e), source=source,
                 download=size_of(e) or None, cite=e.citation, here=where, sample=e.sample and f"`fetch('{e.sample}')`, where this one cannot be had")
+
+def _times(numbers): return ' x '.join(map(str, numbers))
 
 # %% ../nbs/02_catalog.ipynb #94328af2
 def licence_of(e:Entry) -> str:
