@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['UNREADABLE', 'SCAN', 'Case', 'VolumeSet', 'stem', 'read_dataset_json', 'frames_of', 'with_frame', 'open_volumes',
-           'Volume', 'load_nifti', 'is_dicom', 'series_files', 'slice_positions', 'load_dicom', 'load_image', 'to_ras',
-           'pick_frame', 'read_volume', 'same_grid', 'read_mask', 'Memo', 'digest', 'content', 'foreground',
-           'scan_case', 'known_row', 'spacing_faults', 'scan', 'grid_shape', 'resize', 'thick_axis', 'zscore',
-           'check_norm', 'normalise', 'prepare', 'own_order', 'mask_image', 'made_here', 'free_for_mask', 'write_mask',
-           'show_planes']
+           'Volume', 'spacing_fault', 'load_nifti', 'is_dicom', 'series_files', 'slice_positions', 'load_dicom',
+           'load_image', 'to_ras', 'pick_frame', 'read_volume', 'same_grid', 'read_mask', 'Memo', 'digest', 'content',
+           'case_content', 'foreground', 'scan_case', 'known_row', 'spacing_faults', 'scan', 'grid_shape', 'resize',
+           'thick_axis', 'zscore', 'check_norm', 'normalise', 'prepare', 'own_order', 'mask_image', 'made_here',
+           'free_for_mask', 'write_mask', 'show_planes']
 
 # %% ../nbs/04_volumes.ipynb #14fe1c92
 import hashlib, json, nibabel as nib, numpy as np, pandas as pd, SimpleITK as sitk, time, torch, torch.nn.functional as F, zlib
@@ -107,8 +107,13 @@ class Volume:
     @property
     def shape(self): return tuple(self.data.shape[1:])
 
-# %% ../nbs/04_volumes.ipynb #46f2bd6b
+# %% ../nbs/04_volumes.ipynb #a2aa3613
 UNREADABLE = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError, TypeError, OverflowError, zlib.error)
+
+def spacing_fault(img) -> bool:
+    "Whether a header without sform declares a spacing of zero or less, which nibabel mends to 1 mm or turns round without a word"
+    if not isinstance(img.header, nib.analyze.AnalyzeHeader) or img.header.get('sform_code', 0) > 0: return False
+    with img.file_map.get('header', img.file_map['image']).get_prepare_fileobj('rb') as f: return bool((type(img.header).from_fileobj(f, check=False)['pixdim'][1:4] <= 0).any())
 
 def load_nifti(path):
     "nibabel's image, its data in memory; one sentence where the file cannot be read"
@@ -116,19 +121,19 @@ def load_nifti(path):
     if not path.exists(): raise MedkitError(f'{path} does not exist: check the name, or the "training" list in dataset.json')
     try:
         img = nib.load(path)
-        img.get_fdata(dtype=np.float32)
+        img.get_fdata(dtype=np.float32); bad = spacing_fault(img)
     except UNREADABLE as e:
         raise MedkitError(f'{path} cannot be read as a NIfTI volume ({type(e).__name__}): it may be truncated or of another kind, copy it again') from e
     if 0 in img.shape: raise MedkitError(f'{path} has the shape {img.shape}: there are no voxels in it, leave the case out')
-    if not np.isfinite(img.affine).all() or abs(np.linalg.det(img.affine[:3,:3])) < 1e-9 or np.isnan(io_orientation(img.affine)).any():
-        raise MedkitError(f'{path} has an affine without volume (spacing zero or not finite): mend its header')
+    if bad or not np.isfinite(img.affine).all() or abs(np.linalg.det(img.affine[:3,:3])) < 1e-9 or np.isnan(io_orientation(img.affine)).any():
+        raise MedkitError(f'{path} declares a spacing of zero, below zero or not finite: mend its header')
     return img
 
-# %% ../nbs/04_volumes.ipynb #48e49d3d
+# %% ../nbs/04_volumes.ipynb #b07990f8
 def is_dicom(path) -> bool:
     "Whether a path is a folder, or a file with DICOM's mark at byte 128"
     path = Path(path)
-    if not path.is_file(): return path.is_dir()
+    if path.is_dir() or not path.is_file() or path.name.lower().endswith(('.nii','.nii.gz')): return path.is_dir()
     with open(path, 'rb') as f: return f.read(132)[128:]==b'DICM'
 
 def series_files(path) -> list:
@@ -168,7 +173,7 @@ def load_dicom(path):
 
 def load_image(path): return load_dicom(path) if is_dicom(path) else load_nifti(path)
 
-# %% ../nbs/04_volumes.ipynb #cca43f1c
+# %% ../nbs/04_volumes.ipynb #f95ed8f6
 def to_ras(img) -> tuple:
     "(array float32, affine) of a nibabel image, axes swapped and flipped so that they run Right, Anterior, Superior"
     turn = io_orientation(img.affine)
@@ -182,7 +187,7 @@ def pick_frame(x, frame, channels, path) -> np.ndarray:
         return x[frame:frame+1]
     if frame not in (None, 'channels'): raise MedkitError(f"frame={frame!r}: give the index of a frame, such as 0, or 'channels'")
     if len(x)==1 or frame=='channels' or len(x)==channels: return x
-    raise MedkitError(f"{path} has {len(x)} frames or channels, {f'dataset.json declares {channels}' if channels else 'and nothing says which they are'}: say frame=0 to take one of them, or frame='channels' to take all")
+    raise MedkitError(f"{path} has {len(x)} frames or channels{f', dataset.json declares {channels}' if channels else ' and nothing says which they are'}: say frame=0 to take one of them, or frame='channels' to take all")
 
 # %% ../nbs/04_volumes.ipynb #b1880235
 def read_volume(
@@ -235,7 +240,7 @@ class Memo(dict):
             with atomic(self.file) as f: f.write_text(json.dumps(new), encoding='utf-8')
         except OSError: pass              # a full or closed disk: the next run reads the files again
 
-# %% ../nbs/04_volumes.ipynb #8af4d7e4
+# %% ../nbs/04_volumes.ipynb #1ccaf35f
 def digest(*parts) -> str:
     "A short name for bytes or whatever JSON can hold (BLAKE2b)"
     h = hashlib.blake2b(digest_size=16)
@@ -255,6 +260,11 @@ def content(
     with open(path, 'rb') as f: d = digest(*iter(lambda: f.read(1<<20), b''))
     if time.time() - max(s.st_mtime, s.st_ctime) > 2: memo[name] = [*stamp, d]
     return d
+
+def case_content(case:Case, memo) -> list:
+    "Digests of all files of a case: of a DICOM series the whole folder, of an .img its .hdr as well"
+    def parts(p): return [p.with_suffix('.hdr'), p.with_suffix('.img')] if p.suffix.lower() in ('.img','.hdr') else [p.parent if p.is_file() and is_dicom(p) else p]
+    return [content(f, memo) for p in (case.image, case.label) if p for f in parts(Path(p))]
 
 # %% ../nbs/04_volumes.ipynb #1e330a5b
 def foreground(
@@ -283,13 +293,12 @@ def scan_case(
     if not n[1:].any() and not empty_ok: raise MedkitError(f'{case.label} is all background: draw the organ, leave the case out, or say empty_ok=True')
     return row | foreground(x, y) | {f'voxels {labels[i]}': int(n[i]) for i in labels if i}
 
-# %% ../nbs/04_volumes.ipynb #540cff78
+# %% ../nbs/04_volumes.ipynb #b70ed72d
 SCAN = 1  # raised whenever `scan_case` changes, so that rows of an earlier version are not used
 
 def known_row(case:Case, vs:VolumeSet, empty_ok, files:Memo, known:Memo) -> dict:
     "`scan_case`, or what it said of files with the same bytes"
-    series = case.image.parent if case.image.is_file() and is_dicom(case.image) else case.image
-    key = digest([SCAN, content(series, files), content(case.label, files), list(vs.labels.items()), len(vs.modality), vs.frame, empty_ok])
+    key = digest([SCAN, case_content(case, files), list(vs.labels.items()), len(vs.modality), vs.frame, empty_ok])
     if key not in known: known[key] = scan_case(case, vs.labels, len(vs.modality), empty_ok, vs.frame)
     return {k: tuple(o) if isinstance(o, list) else o for k,o in known[key].items()} | dict(id=case.id)
 
