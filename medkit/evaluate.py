@@ -373,7 +373,7 @@ def name_labels(labels) -> dict:
     if not named: raise MedkitError('No label to score: give at least one that is not 0, the background')
     return named
 
-# %% ../nbs/30_evaluate.ipynb #1625c91e
+# %% ../nbs/30_evaluate.ipynb #89afb6d8
 def check_mask(
     m,           # Label map
     what,        # Whose: goes into the message
@@ -381,7 +381,7 @@ def check_mask(
 ) -> np.ndarray:
     "`m` as integers, or a `MedkitError`: values that are no whole numbers, or no known labels"
     m = to_np(m)
-    vals = np.unique(m)
+    vals = np.unique(m[m != 0])  # background is nearly everything, and known: sorting the rest alone is 10 times as fast
     bad = vals[~(np.isfinite(vals) & (vals >= 0) & (vals == np.round(vals)))]
     if bad.size: raise MedkitError(f'{what} holds {bad[0]:.4g}, and labels are whole numbers from 0: resample masks with nearest neighbour')
     if labels and (extra := set(vals.astype(int).tolist()) - {0, *labels}):
