@@ -504,10 +504,10 @@ def pair_files(pred, truth):
     alone = [(set(t)-set(p), 'truth masks have no prediction'), (set(p)-set(t), 'predictions have no truth')]
     return [(c, p[c], t[c]) for c in both], [f"{len(s)} {what} and are not scored: {', '.join(sorted(s)[:5])}{' ...' if len(s) > 5 else ''}." for s, what in alone if s]
 
-# %% ../nbs/30_evaluate.ipynb #f69a38da
+# %% ../nbs/30_evaluate.ipynb #5927c6d4
 def voxel_mm(img) -> np.ndarray:
     "Spacing of a nibabel image in mm, without the rounding errors of its header"
-    return nib.affines.voxel_sizes(img.affine).round(5)
+    return nib.affines.voxel_sizes(img.affine).round(6)
 
 # %% ../nbs/30_evaluate.ipynb #e26d2865
 def score_files(case, pred, truth, labels, tolerance=1.) -> list:

@@ -2,7 +2,7 @@
 import gzip, json, re, shutil
 import nibabel as nib, numpy as np, pytest
 from medkit.core import MedkitError
-from medkit.evaluate import evaluate_folder, hd95, score_masks
+from medkit.evaluate import compare_results, evaluate_folder, evaluate_masks, hd95, score_masks
 from medkit.report import Page, report
 
 
@@ -26,6 +26,68 @@ def test_folder_uses_the_files_millimetres(folders):
     assert pc.dice['p1', 'label 2'] == pytest.approx(.8)                                  # four of five slices in common
     assert pc.true_ml['p1', 'label 1'] == pytest.approx(7*12*5*(.8**2+.1**2)*3/1000)
     assert list(r['Dice'].n) == [3, 3, 3]
+
+
+def test_every_distance_is_monai_s_on_an_oblique_uneven_grid(folders):
+    import torch
+    from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance, compute_surface_dice
+    from medkit.evaluate import voxel_mm
+    pc = evaluate_folder(*folders, tolerance={1: 1, 2: 3}).per_case.set_index(['case', 'label'])
+    for c in ('p0', 'p1', 'p2'):
+        p, t = (nib.load(f/f'{c}.nii.gz') for f in folders)
+        kw = dict(include_background=True, spacing=voxel_mm(t).tolist())
+        for l, tol in ((1, 1), (2, 3)):
+            one = [torch.tensor(np.asarray(m.dataobj) == l)[None, None] for m in (p, t)]
+            want = dict(dice=compute_dice(*one), hd95=compute_hausdorff_distance(*one, percentile=95, **kw), surface_dice=compute_surface_dice(*one, [tol], **kw),
+                        assd=compute_average_surface_distance(*one, symmetric=True, **kw))
+            for k, v in want.items(): assert pc.loc[(c, f'label {l}'), k] == pytest.approx(v.item(), abs=1e-6), k
+    assert pc.surface_dice['p1', 'label 2'] == 1 and pc.surface_dice['p1', 'label 1'] < 1     # moved by 3 mm: within 3, not within 1
+
+
+@pytest.mark.parametrize('pad', [0, 1, 7])
+def test_background_round_the_masks_changes_nothing(pad):
+    "Distances are measured in the box round both masks; a mask at the picture's edge has its border there"
+    rng = np.random.default_rng(pad)
+    p, t = (rng.random((9, 8, 7)) < .6 for _ in range(2))
+    want, got = (score_masks(*m, (1, .5, 3), [1])[0] for m in ((p, t), [np.pad(x, ((pad, 0), (0, pad), (pad, pad))) for x in (p, t)]))
+    assert got == want
+
+
+def test_mirrored_and_turned_masks_score_the_same():
+    rng = np.random.default_rng(0)
+    p, t, sp = rng.random((9, 8, 7)) < .2, rng.random((9, 8, 7)) < .2, (1, .5, 3)
+    want = score_masks(p, t, sp, [1])[0]
+    for got in (score_masks(p[::-1, :, ::-1], t[::-1, :, ::-1], sp, [1])[0], score_masks(p.transpose(2, 0, 1), t.transpose(2, 0, 1), (3, 1, .5), [1])[0]):
+        assert {k: v for k, v in got.items() if isinstance(v, float)} == pytest.approx({k: v for k, v in want.items() if isinstance(v, float)}, abs=1e-6)
+    swapped = score_masks(t, p, sp, [1])[0]
+    assert all(swapped[k] == pytest.approx(want[k], abs=1e-6) for k in ('dice', 'hd95', 'assd', 'surface_dice')) and swapped['error_ml'] == -want['error_ml']
+
+
+def test_the_perfect_mask_that_scored_1_35(folders):
+    "Labels 0 and 2, or probabilities, are no binary masks: refused, not scored above 1"
+    from medkit.evaluate import dice, surface_dice
+    m = np.zeros((6, 6, 6)); m[2:4, 2:4, 2:4] = 2
+    for f in (lambda: dice(m, m), lambda: surface_dice(m/4, m/2, (1, 1, 1)), lambda: hd95(m, m, (1, 1, 1))):
+        with pytest.raises(MedkitError, match='only 0 and 1'): f()
+    with pytest.raises(MedkitError, match='unknown label 2'): score_masks(m, m, (1, 1, 1), [1])
+    assert score_masks(m, m, (1, 1, 1), [2])[0]['dice'] == 1
+
+
+def test_one_voxel_each():
+    m = np.zeros((5, 5, 5), int); n = m.copy(); m[0, 0, 0] = n[0, 0, 4] = 1
+    row = score_masks(m, n, (1, 1, 3), [1], tolerance=12)[0]
+    assert (row['dice'], row['hd95'], row['assd'], row['surface_dice']) == (0, 12, 12, 1) and row['error_pct'] == 0
+
+
+def test_results_side_by_side(folders):
+    r = evaluate_folder(*folders)
+    same = compare_results(r, r)
+    assert (same.difference.dropna() == 0).all() and set(same.verdict) == {'not distinguishable'} and set(same.label) == {'label 1', 'label 2', 'all labels'}
+    worse = evaluate_masks(r.per_case.assign(dice=r.per_case.dice - [.1, .1, .2, .2, .3, .3], error_ml=-r.per_case.error_ml - 1))
+    c = compare_results(r, worse).set_index(['metric', 'label'])
+    assert c.difference['Dice', 'label 1'] == pytest.approx(.2) and c.verdict['Dice', 'label 1'] == 'better'
+    assert c.verdict['size of volume error (ml)', 'label 2'] == 'better'                       # 1 ml off against 0
+    with pytest.raises(MedkitError, match='scored in one result only'): compare_results(r, evaluate_masks(r.per_case[2:]))
 
 
 def test_orientation_of_the_file_does_not_matter(folders):
