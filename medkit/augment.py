@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROBS', 'rotation', 'flat_axis', 'along', 'spline', 'patch_grid', 'knot', 'bend', 'sample', 'plane', 'turning',
            'crop_size', 'amount', 'factor', 'mean_sd', 'power', 'stretch', 'shift', 'add_noise', 'bell', 'coarse',
-           'smooth', 'thicken', 'bias_field', 'Augment']
+           'smooth', 'thicken', 'bias_field', 'check_probs', 'random_shifts', 'random_places', 'Augment']
 
 # %% ../nbs/14_augment.ipynb #928818f3
 import math, torch
@@ -196,9 +196,41 @@ def bias_field(x, s, spacing=(1,1,1)):
     lo = x.amin((1,2,3), keepdim=True)
     return (x-lo).mul_(field).add_(lo)
 
-# %% ../nbs/14_augment.ipynb #78a470b5
+# %% ../nbs/14_augment.ipynb #004d3499
 PROBS = dict(rotate=.3, scale=.3, elastic=.2, flip=.5, bias=.15, gamma=.3, contrast=.15, brightness=.15, blur=.15, low_res=.15, noise=.15)
 
+def check_probs(probs) -> dict:
+    "How often each change is made: `PROBS`, with what the user asked for instead; one number stands for all"
+    if isinstance(probs, (int,float)): probs = dict.fromkeys(PROBS, probs)
+    probs = {**PROBS, **{choose(k, list(PROBS), 'change of Augment'): v for k,v in (probs or {}).items()}}
+    for k,v in probs.items():
+        if not 0 <= v <= 1: raise MedkitError(f'probs: {k}={v}, but a probability lies between 0 and 1')
+    return probs
+
+# %% ../nbs/14_augment.ipynb #2e257634
+def random_shifts(n, patch_size, spacing, elastic) -> Tensor: # (n,3,control points)
+    "Random shifts of the control points in mm, none across the slices of a flat patch, which are all bent alike"
+    k, flat = knot(patch_size, spacing), flat_axis(patch_size, spacing)
+    points = [1 if i==flat else spline(p, mm, k).shape[1] for i,(p,mm) in enumerate(zip(patch_size, spacing))]
+    return (torch.rand(n,3,*points)*2 - 1)*(plane(flat)*elastic*k)[:,None,None,None]
+
+def random_places(
+    size, patch_size, spacing,     # Of the crop; of the patch, in voxels; mm
+    turned:Tensor, scaled, bent,   # (B,) which items
+    rotate, scale, elastic,        # As in `Augment`
+    device='cpu',
+) -> tuple:                        # Indices of the items that move; (so many,3,*patch_size) in voxels of the crop
+    "Draw how the items of a batch are turned, stretched and bent"
+    def u(*s): return torch.rand(len(turned), *s)*2 - 1
+    linear = rotation(u(3)*math.radians(rotate)*turned[:,None]*turning(patch_size, spacing))
+    linear = linear*((1+scale)**(u(1)*scaled[:,None]*plane(flat_axis(patch_size, spacing))))[:,None]
+    moved = (turned|scaled|bent).nonzero()[:,0].tolist()
+    linear, bent = linear[moved].to(device), bent[moved].nonzero()[:,0]
+    grid = patch_grid(size, patch_size, linear, spacing)
+    if len(bent): grid[bent] = bend(grid[bent], random_shifts(len(bent), patch_size, spacing, elastic).to(device), linear[bent], spacing, knot(patch_size, spacing))
+    return moved, grid
+
+# %% ../nbs/14_augment.ipynb #8837c5d7
 class Augment(RandTransform):
     "Patches from a training batch of larger crops, changed at random, image and mask alike"
     split_idx,order = 0,10
@@ -221,8 +253,7 @@ class Augment(RandTransform):
         super().__init__(p=1.)
         store_attr()
         if elastic >= .4: raise MedkitError(f'elastic={elastic}: from .4 on a bent volume may fold over itself, choose less')
-        self.probs = dict.fromkeys(PROBS, probs) if isinstance(probs, (int,float)) else {**PROBS, **{choose(k, list(PROBS), 'change of Augment'): v for k,v in (probs or {}).items()}}
-        flat = self.flat = flat_axis(patch_size, spacing)
+        self.probs, flat = check_probs(probs), flat_axis(patch_size, spacing)
         self.light = dict(bias=partial(bias_field, spacing=spacing), gamma=power, contrast=stretch, brightness=shift, blur=partial(smooth, flat=flat),
                           low_res=partial(thicken, flat=flat), noise=add_noise)
 
@@ -232,35 +263,17 @@ class Augment(RandTransform):
 
     def before_call(self, b, split_idx):
         x = b[0] if isinstance(b, tuple) else b
-        if any(s < p for s,p in zip(x.shape[2:], self.patch_size)):
-            raise MedkitError(f'Crops of {tuple(x.shape[2:])} voxels hold no patch of {tuple(self.patch_size)}: cut them with `crop_size`')
+        size = tuple(x.shape[2:])
+        if any(s < p for s,p in zip(size, self.patch_size)): raise MedkitError(f'Crops of {size} voxels hold no patch of {tuple(self.patch_size)}: cut them with `crop_size`')
         self.mirror = [(axis+2, self.drawn('flip', len(x))) for axis in self.flip]
-        self.moved, self.grid = self.place(len(x), x.shape[2:], x.device)
-
-    def place(self, n, size, dev):
-        "The items that are turned, stretched or bent, and where their patches are read"
-        turned, scaled, bent = (self.drawn(o, n) for o in ('rotate','scale','elastic'))
-        def u(*s): return torch.rand(n, *s)*2 - 1
-        linear = rotation(u(3)*math.radians(self.rotate)*turned[:,None]*turning(self.patch_size, self.spacing))
-        linear = linear*((1+self.scale)**(u(1)*scaled[:,None]*plane(self.flat)))[:,None]
-        moved = (turned|scaled|bent).nonzero()[:,0].tolist()
-        linear, bent = linear[moved].to(dev), bent[moved].nonzero()[:,0]
-        grid = patch_grid(size, self.patch_size, linear, self.spacing)
-        if len(bent): grid[bent] = bend(grid[bent], self.shifts(len(bent)).to(dev), linear[bent], self.spacing, knot(self.patch_size, self.spacing))
-        return moved, grid
-
-    def shifts(self, n):
-        "Random shifts of the control points in mm, none across the plane of a flat patch"
-        k = knot(self.patch_size, self.spacing)
-        points = [1 if i==self.flat else spline(p, mm, k).shape[1] for i,(p,mm) in enumerate(zip(self.patch_size, self.spacing))]
-        return (torch.rand(n,3,*points)*2 - 1)*(plane(self.flat)*self.elastic*k)[:,None,None,None]
+        drawn = [self.drawn(o, len(x)) for o in ('rotate','scale','elastic')]
+        self.moved, self.grid = random_places(size, self.patch_size, self.spacing, *drawn, self.rotate, self.scale, self.elastic, x.device)
 
     def patches(self, x, linear):
         "The middle of every crop, those read anew that are moved, and mirrored"
         x = x.as_subclass(Tensor)
-        start = [(s-p)//2 for s,p in zip(x.shape[2:], self.patch_size)]
-        out = x[(slice(None),)*2 + tuple(slice(s,s+p) for s,p in zip(start, self.patch_size))]
-        out = out.to(torch.float32 if linear else x.dtype, copy=True, memory_format=torch.contiguous_format)
+        middle = [slice((s-p)//2, (s-p)//2 + p) for s,p in zip(x.shape[2:], self.patch_size)]
+        out = x[(..., *middle)].to(torch.float32 if linear else x.dtype, copy=True, memory_format=torch.contiguous_format)
         for i,g in zip(self.moved, self.grid): out[i] = sample(x[i], g, linear)
         for axis,hit in self.mirror: out[hit] = out[hit].flip(axis)
         return out
