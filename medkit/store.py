@@ -4,19 +4,18 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'Stored', 'label_points', 'write_array', 'write_case', 'is_whole', 'open_case', 'Store', 'safe',
-           'prepare_case', 'bytes_wanted', 'one_at_a_time', 'run', 'free_bytes', 'clear', 'fill', 'preprocess']
+           'prepare_case', 'bytes_wanted', 'one_at_a_time', 'free_bytes', 'clear', 'fill', 'place', 'preprocess',
+           'clear_stores']
 
-# %% ../nbs/13_store.ipynb #6eb8f391
+# %% ../nbs/13_store.ipynb #3708330e
 import contextlib, json, math, nibabel as nib, numpy as np, os, re, shutil, torch
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from filelock import FileLock, Timeout
 from pathlib import Path
 from typing import NamedTuple
-from fastprogress import progress_bar
-from .core import MedkitError, cache_dir, choose, watched
-from .volumes import (UNREADABLE, Case, Memo, VolumeSet, case_content, check_norm, content, digest, grid_shape, is_dicom, load_image, open_volumes, prepare,
-                            read_mask, read_volume, resize)
+from .core import MedkitError, cache_dir, choose
+from .volumes import (UNREADABLE, Case, Memo, VolumeSet, case_content, check_norm, content, digest, grid_shape, in_threads, is_dicom, load_image,
+                            open_volumes, prepare, read_mask, read_volume, resize)
 
 # %% ../nbs/13_store.ipynb #309eadb3
 class Stored(NamedTuple):
@@ -125,14 +124,6 @@ def one_at_a_time(folder):
     try: yield
     finally: lock.release()
 
-# %% ../nbs/13_store.ipynb #bd3463aa
-def run(f, items, workers) -> list:
-    "Call `f` on every item in threads, with a progress bar; after an error or an interrupt the items that wait are dropped"
-    with ThreadPoolExecutor(workers) as pool:
-        jobs = [pool.submit(f, o) for o in items]
-        try: return [j.result() for j in progress_bar(jobs, leave=False, display=len(jobs)>16 and watched())]
-        except BaseException: pool.shutdown(cancel_futures=True); raise
-
 # %% ../nbs/13_store.ipynb #42c45846
 def free_bytes(folder) -> int:
     "Free space of the disk on which `folder` lies or would lie"
@@ -147,7 +138,7 @@ def clear(store:Store, vs:VolumeSet, memo) -> list:
     for i in damaged: shutil.rmtree(store.cases[i])
     return todo
 
-# %% ../nbs/13_store.ipynb #8c2e5a98
+# %% ../nbs/13_store.ipynb #4898edd2
 def fill(store:Store, vs:VolumeSet, memo, workers):
     "Prepare what is missing; where the disk does not take it, take back what this call has written"
     done, wanted = [], 0
@@ -157,15 +148,23 @@ def fill(store:Store, vs:VolumeSet, memo, workers):
             todo = clear(store, vs, memo)
             sizes = [bytes_wanted(c, vs, store.spacing) for c in todo]; wanted = sum(sizes)
             if wanted > free_bytes(store.folder): raise OSError('too little space')
-            run(one, todo, max(1, min(workers, 500_000_000//max(sizes, default=1))))   # only a few large cases in memory at once
+            in_threads(one, todo, max(1, min(workers, 500_000_000//max(sizes, default=1))))   # only a few large cases in memory at once
     except OSError as e:
         for f in done: shutil.rmtree(f, ignore_errors=True)
         raise MedkitError(f'{store.folder} cannot take the prepared cases of {vs.name} ({e.strerror or e}): they need {wanted/1e6:,.1f} MB and '
                           f'{free_bytes(store.folder)/1e6:,.1f} MB are free; make room, set MEDKIT_CACHE to a folder on another disk, or choose a coarser spacing') from e
 
-# %% ../nbs/13_store.ipynb #f0892fb7
+# %% ../nbs/13_store.ipynb #ef7ea109
 FORMAT = 1 # raised whenever what is stored changes, so that stores of an earlier version are not read
 
+def place(vs:VolumeSet, spacing, norm, memo, workers) -> Store:
+    "Where the prepared cases of a set lie, or will: the folder's name covers the settings, a case's also the bytes of its files"
+    settings = [FORMAT, spacing, norm, vs.frame, len(vs.modality), list(vs.labels)]
+    folder = cache_dir()/'volumes'/f'{safe(vs.name)}-{digest(settings)[:12]}'
+    def at(c): return folder/f'{safe(c.id)}-{digest([settings, case_content(c, memo)])[:16]}'
+    return Store(folder, dict(zip((c.id for c in vs.cases), in_threads(at, vs.cases, workers))), spacing, norm)
+
+# %% ../nbs/13_store.ipynb #7a3e12f1
 def preprocess(
     source,     # A `VolumeSet`, folder or name
     spacing,    # mm, three numbers
@@ -176,10 +175,17 @@ def preprocess(
     "Prepare every case of a set, or find it prepared: the key covers the files' bytes and all settings"
     vs = open_volumes(source, frame); norm = check_norm(norm, len(vs.modality)); spacing = tuple(float(s) for s in spacing)
     if len(spacing)!=3 or not all(0<s<math.inf for s in spacing): raise MedkitError(f'spacing={spacing}: three numbers above zero, in mm, are wanted')
-    settings, memo = [FORMAT, spacing, norm, vs.frame, len(vs.modality), list(vs.labels)], Memo('digests')
-    folder = cache_dir()/'volumes'/f'{safe(vs.name)}-{digest(settings)[:12]}'
-    def at(c): return folder/f'{safe(c.id)}-{digest([settings, case_content(c, memo)])[:16]}'
-    store = Store(folder, dict(zip((c.id for c in vs.cases), run(at, vs.cases, workers))), spacing, norm)
-    if not all(run(lambda f: is_whole(f, memo), store.cases.values(), workers)): fill(store, vs, memo, workers)
+    memo = Memo('digests'); store = place(vs, spacing, norm, memo, workers)
+    if not all(in_threads(lambda f: is_whole(f, memo), store.cases.values(), workers)): fill(store, vs, memo, workers)
     memo.save()
     return store
+
+# %% ../nbs/13_store.ipynb #2d98b63c
+def clear_stores(
+    name='', # Only those of sets whose name begins so
+) -> int:    # Bytes that became free
+    "Remove prepared cases from the cache"
+    folders = [f for f in (cache_dir()/'volumes').glob(f'{safe(name)}*') if f.is_dir()]
+    freed = sum(o.stat().st_size for f in folders for o in f.rglob('*.npy'))
+    for f in folders: shutil.rmtree(f)
+    return freed

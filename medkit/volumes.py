@@ -6,12 +6,12 @@
 __all__ = ['UNREADABLE', 'SCAN', 'Case', 'VolumeSet', 'stem', 'read_dataset_json', 'frames_of', 'with_frame', 'open_volumes',
            'Volume', 'spacing_fault', 'load_nifti', 'is_dicom', 'series_files', 'slice_positions', 'load_dicom',
            'load_image', 'to_ras', 'pick_frame', 'read_volume', 'same_grid', 'read_mask', 'Memo', 'digest', 'content',
-           'case_content', 'foreground', 'scan_case', 'known_row', 'spacing_faults', 'scan', 'grid_shape', 'resize',
-           'thick_axis', 'zscore', 'check_norm', 'normalise', 'prepare', 'own_order', 'mask_image', 'made_here',
-           'free_for_mask', 'write_mask', 'show_planes']
+           'case_content', 'in_threads', 'foreground', 'scan_case', 'known_row', 'spacing_faults', 'refuse',
+           'check_labels', 'scan', 'grid_shape', 'resize', 'thick_axis', 'zscore', 'check_norm', 'normalise', 'prepare',
+           'own_order', 'mask_image', 'made_here', 'free_for_mask', 'write_mask', 'show_planes']
 
-# %% ../nbs/04_volumes.ipynb #14fe1c92
-import hashlib, json, nibabel as nib, numpy as np, pandas as pd, SimpleITK as sitk, time, torch, torch.nn.functional as F, zlib
+# %% ../nbs/04_volumes.ipynb #5546a994
+import hashlib, json, nibabel as nib, numpy as np, os, pandas as pd, SimpleITK as sitk, time, torch, torch.nn.functional as F, zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -156,13 +156,13 @@ def slice_positions(files) -> np.ndarray:
         f'{Path(files[odd[0] if odd else 0]).name} to the next, {np.linalg.norm(usual):.2f} mm between most; some are missing or of another series, export it again')
     return at
 
-# %% ../nbs/04_volumes.ipynb #f19afa9b
+# %% ../nbs/04_volumes.ipynb #3e57db8b
 def load_dicom(path):
     "A DICOM series, given by its folder or one of its files, as a NIfTI image in memory"
     files = series_files(path)
     try:
         at = slice_positions(files) if len(files)>1 else None
-        reader = sitk.ImageSeriesReader(); reader.SetFileNames(files); img = reader.Execute()
+        img = sitk.ReadImage(files if len(files)>1 else files[0])   # one file may hold all slices
     except RuntimeError as e: raise MedkitError(f'{path} cannot be read as a DICOM series ({str(e).strip().splitlines()[-1][:100]}): copy or export it again') from e
     if img.GetNumberOfComponentsPerPixel()>1 or img.GetDimension()!=3: raise MedkitError(f'{path} is no grey volume: a series of slices with one number a voxel is wanted')
     affine = np.eye(4); affine[:3,:3] = np.reshape(img.GetDirection(), (3,3)) * img.GetSpacing(); affine[:3,3] = img.GetOrigin()
@@ -240,31 +240,50 @@ class Memo(dict):
             with atomic(self.file) as f: f.write_text(json.dumps(new), encoding='utf-8')
         except OSError: pass              # a full or closed disk: the next run reads the files again
 
-# %% ../nbs/04_volumes.ipynb #1ccaf35f
+# %% ../nbs/04_volumes.ipynb #74742705
 def digest(*parts) -> str:
-    "A short name for bytes or whatever JSON can hold (BLAKE2b)"
+    "A short name for the bytes of a `Path`'s file, or for whatever JSON can hold (BLAKE2b)"
     h = hashlib.blake2b(digest_size=16)
-    for p in parts: h.update(p if isinstance(p, bytes) else json.dumps(p).encode())
+    for p in parts:
+        if isinstance(p, Path):
+            with open(p, 'rb') as f:
+                while block := f.read(1<<20): h.update(block)
+        else: h.update(json.dumps(p).encode())
     return h.hexdigest()
 
 def content(
-    path,      # A file, or a folder of files; None for none
+    path,      # A file, or a folder of files
     memo:Memo, # Digests of earlier calls
 ) -> str:
-    "Digest of a file's bytes; '' where there is none"
-    if path is None or not Path(path).exists(): return ''
-    path = Path(path); name = str(path.resolve())
+    "Digest of a file's bytes; '' where it cannot be read, which whoever reads it will say"
+    path = Path(path); name = os.path.abspath(path)
     if path.is_dir(): return digest(sorted(content(f, memo) for f in path.iterdir() if f.is_file()))
-    s = path.stat(); stamp = [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino]
-    if memo.get(name, [])[:-1] == stamp: return memo[name][-1]
-    with open(path, 'rb') as f: d = digest(*iter(lambda: f.read(1<<20), b''))
-    if time.time() - max(s.st_mtime, s.st_ctime) > 2: memo[name] = [*stamp, d]
-    return d
+    try:
+        s = path.stat(); stamp = [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino]
+        if memo.get(name, [])[:-1] != stamp:
+            d = digest(path)
+            if time.time() - max(s.st_mtime, s.st_ctime) < 2: return d
+            memo[name] = [*stamp, d]
+        return memo[name][-1]
+    except OSError: return ''
 
+# %% ../nbs/04_volumes.ipynb #88da72e2
 def case_content(case:Case, memo) -> list:
-    "Digests of all files of a case: of a DICOM series the whole folder, of an .img its .hdr as well"
+    "Digests of all files of a case: of a DICOM series its whole folder, of an .img its .hdr as well"
     def parts(p): return [p.with_suffix('.hdr'), p.with_suffix('.img')] if p.suffix.lower() in ('.img','.hdr') else [p.parent if p.is_file() and is_dicom(p) else p]
     return [content(f, memo) for p in (case.image, case.label) if p for f in parts(Path(p))]
+
+# %% ../nbs/04_volumes.ipynb #0a16e6cd
+def in_threads(
+    f, items,
+    workers=4, # Reading and decompressing release Python's lock
+) -> list:
+    "`f` of every item, by several threads, with a progress bar; after an error or an interrupt the items that wait are dropped"
+    with ThreadPoolExecutor(workers) as pool:
+        jobs = [pool.submit(f, o) for o in items]
+        bar = progress_bar(jobs, leave=False) if len(jobs)>16 and watched() else jobs
+        try: return [j.result() for j in bar]
+        except BaseException: pool.shutdown(cancel_futures=True); raise
 
 # %% ../nbs/04_volumes.ipynb #1e330a5b
 def foreground(
@@ -315,7 +334,18 @@ def spacing_faults(
         if max(mm3[i]/usual, usual/mm3[i]) > limit: return f'{rows[i]["id"]} has a spacing of {text(rows[i]["spacing"])}, the others\' median is {text(np.median([r["spacing"] for j,r in enumerate(rows) if j!=i], 0))}: mend its header, or leave the case out'
     return [o for o in map(one, range(len(rows) if len(rows)>2 else 0)) if o]
 
-# %% ../nbs/04_volumes.ipynb #0caf23dd
+# %% ../nbs/04_volumes.ipynb #0a28d0d4
+def refuse(faults, vs, show):
+    "Raise one error that lists the first faults"
+    more = f'\n... and {len(faults)-show} more' if len(faults)>show else ''
+    raise MedkitError(f'{len(faults)} of {len(vs)} cases of {vs.name} cannot be used:\n' + '\n'.join(faults[:show]) + more)
+
+def check_labels(fp:pd.DataFrame, vs:VolumeSet):
+    "A label that no mask holds cannot be learnt"
+    absent = [n for i,n in vs.labels.items() if i and f'voxels {n}' in fp and not fp[f'voxels {n}'].any()]
+    if absent: raise MedkitError(f'{vs.name} declares the label {absent[0]!r}, which none of its {len(vs)} masks holds: take it out of dataset.json, or add a case that has it')
+
+# %% ../nbs/04_volumes.ipynb #a3f3f86f
 def scan(
     source,         # A `VolumeSet`, folder or name
     empty_ok=False, # Whether a mask without any organ is a legitimate answer in this set
@@ -323,21 +353,16 @@ def scan(
     show=5,         # How many faults the message spells out
 ) -> pd.DataFrame:  # One row a case
     "Read every case once: the fingerprint, or one `MedkitError` that lists what is wrong"
-    vs = open_volumes(source, frame)
-    files, known = Memo('digests'), Memo('rows')
+    vs = open_volumes(source, frame); files, known = Memo('digests'), Memo('rows')
     def one(c):
         try: return known_row(c, vs, empty_ok, files, known)
         except MedkitError as e: return str(e)
-    with ThreadPoolExecutor(4) as pool: rows = list(progress_bar(pool.map(one, vs.cases), total=len(vs), leave=False, display=len(vs)>16 and watched()))
+    rows = in_threads(one, vs.cases)
     files.save(); known.save()
     good = [r for r in rows if isinstance(r, dict)]
     faults = [r for r in rows if isinstance(r, str)] + spacing_faults(good, 30)
-    if faults:
-        more = f'\n... and {len(faults)-show} more' if len(faults)>show else ''
-        raise MedkitError(f'{len(faults)} of {len(vs)} cases of {vs.name} cannot be used:\n' + '\n'.join(faults[:show]) + more)
-    fp = pd.DataFrame(rows)
-    absent = [n for i,n in vs.labels.items() if i and fp.get(f'voxels {n}', pd.Series([1])).sum()==0]
-    if absent: raise MedkitError(f'{vs.name} declares the label {absent[0]!r}, which none of its {len(vs)} masks holds: take it out of dataset.json, or add a case that has it')
+    if faults: refuse(faults, vs, show)
+    check_labels(fp := pd.DataFrame(rows), vs)
     for line in spacing_faults(good, 5): print('Is this meant?', line)
     return fp
 
