@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/99_all.ipynb #c81f292f
+# %% ../nbs/99_all.ipynb #95e1020a
 import matplotlib.pyplot as plt, nibabel as nib, numpy as np, pandas as pd
 from fastai.vision.all import *
 from .core import *
@@ -13,14 +13,21 @@ from .phantom import head_ct, lesions, make_sample, organ_a, organ_b
 from .catalog import *
 from .images import *
 from .volumes import *
+from .decathlon import make_task, recipe
 from .resident import *
 from .training import *
 from .classify import *
+from .store import clear_stores, preprocess
+from .augment import Augment, crop_size
 from .plan import *
 from .transfer import *
+from .models import SegmentModel, load_model, network, packaged, save_model
+from .predict import largest_component, predict, probabilities, show_mask, view, volumes_ml
 from .segment import *
 from .evaluate import *
 from .report import *
+from .crossval import cross_validate, make_folds
+from .budget import label_budget, pretrain_masked
 from .demo import demo
 
 # %% ../nbs/99_all.ipynb #72f0654b

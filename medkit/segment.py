@@ -8,7 +8,7 @@ __all__ = ['HEADS', 'ReadImage', 'ReadMask', 'AsFloat', 'crop', 'split_cases', '
            'case_dice', 'LabelDice', 'dice_metrics', 'out_of_memory', 'halved', 'ScaleLr', 'fit_batch',
            'SegmentLearner', 'set_patches', 'nesterov', 'body_head', 'adopt', 'segmenter']
 
-# %% ../nbs/24_segment.ipynb #906a7aa0
+# %% ../nbs/24_segment.ipynb #2a5cb05c
 import matplotlib.pyplot as plt, numpy as np
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +25,8 @@ from .augment import Augment, crop_size
 from .training import Bf16, Curves, Ema, KeepLast, SafeLearner, SeedFit, has_bf16, named
 from .plan import Plan, check_asked, fmt, plan as make_plan, volume_device
 from .transfer import summary, transfer
-from .models import *
-from .predict import *
+from .models import as_model, load_model, network, save_model
+from .predict import predict, probabilities
 
 # %% ../nbs/24_segment.ipynb #564aec63
 class ReadImage(Transform):
@@ -122,7 +122,7 @@ def random_centre(shape, patch_size, points=None, p_organ=1/3) -> np.ndarray:
     if on_organ and points is not None and len(points): c = np.asarray(points[int(which*len(points))])[1:]
     return np.clip(c, half-room, half+room)
 
-# %% ../nbs/24_segment.ipynb #4cb368c5
+# %% ../nbs/24_segment.ipynb #eda2d0b1
 class VolumeDL(TfmdDL):
     "Random patches of volumes for training, one fixed box a case for validation; knows its own plan"
     def __init__(self, dataset, plan=None, box=None, random=False, p_organ=1/3, num_workers=0, **kwargs):
@@ -139,7 +139,7 @@ class VolumeDL(TfmdDL):
         return held[i]
 
     def points(self, i):
-        case, store = self.dataset.items[i], getattr(self.dataset, 'store', None) # loaders of new files have none
+        case, store = self.dataset.items[i], vars(self.dataset).get('store') # a loader of new files has none of its own
         return None if store is None else store[case].points
 
     def draw(self, idxs):
@@ -356,7 +356,7 @@ def adopt(p:Plan, source) -> Plan:
         raise MedkitError(f'{source.name} has {len(new.filters)} levels, for which sizes must be multiples of {fmt(new.step)}, and {odd[0]} is none: make the loaders with volume_dls(..., filters={new.filters}, strides={new.strides})')
     return new
 
-# %% ../nbs/24_segment.ipynb #b18988d1
+# %% ../nbs/24_segment.ipynb #e15272f3
 def segmenter(
     dls:DataLoaders,  # From `volume_dls`
     pretrained=None,  # A packaged name ('hippocampus'), a saved model's path, or a `SegmentModel`
@@ -373,7 +373,7 @@ def segmenter(
     model, only_head = network(p, seed, deep), False
     if source is not None:
         rep = transfer(model, named(source.net))
-        only_head = rep[rep.state=='new'].tensor.str.startswith(HEADS).all() # a new first layer must learn from the start
+        only_head = rep[rep.state.isin(['new','re-shaped'])].tensor.str.startswith(HEADS).all() # another first layer must learn from the start
         print(f'pretrained on {source.name}: {summary(rep)}')
     if torch.device(dls.device).type=='cuda': model = model.to(memory_format=torch.channels_last_3d)
     for o in (dls, *dls.loaders): o.plan = p # only now: a refused transfer changes nothing

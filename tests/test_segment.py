@@ -1,4 +1,4 @@
-"Volumes from files to masks: geometry, learners, weights, bad files, the demonstration"
+"Volumes from files to learners: loaders, training, transfer, bad files, the demonstration"
 import gzip, json, math, shutil
 import nibabel as nib, numpy as np, pytest, torch
 from fastai.callback.core import Callback
@@ -6,15 +6,13 @@ from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.interpret import Interpretation
 from fastai.learner import load_learner
 from fastMONAI.vision_core import MedImage
-from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
-from safetensors import safe_open
 from medkit.core import MedkitError
-from medkit.evaluate import evaluate_folder
 from medkit.phantom import make_sample
-from medkit.segment import SegmentModel, load_model, network, packaged, predict, save_model, segmenter, volume_dls
+from medkit.models import SegmentModel, load_model, network, save_model
+from medkit.predict import predict
+from medkit.segment import segmenter, volume_dls
 from medkit.training import Bf16, history, named, restore
 from medkit.transfer import transfer
-from medkit.volumes import zscore
 
 SMALL = dict(device='cpu', bs=2, filters=(4,8,16))
 
@@ -54,96 +52,6 @@ def test_two_sets_keep_their_spacings(made):
         assert x.shape == y.shape == (2, 1, *dls.plan.patch_size)
         assert dls.valid.one_batch()[0].shape == (1, 1, *dls.plan.size)
     assert (MedImage.target_spacing, MedImage.affine_matrix) == (None, None)
-
-# ---------- geometry of a prediction
-
-@pytest.fixture(scope='module')
-def hippocampus(): return load_model('hippocampus')
-
-@pytest.fixture(scope='module')
-def scan(tmp_path_factory):
-    "A case of organ_a in RAS order, with an offset and a slope as scanners write them"
-    d = tmp_path_factory.mktemp('scan')
-    f = make_sample('organ_a', d/'s', n=1)/'imagesTr'/'organ_a_000.nii.gz'
-    ras = nib.as_closest_canonical(nib.load(f))
-    return nib.Nifti1Image(ras.get_fdata(dtype='f4')[2:36,3:49,1:35], ras.affine)
-
-def stored(img, code): return img.as_reoriented(ornt_transform(io_orientation(img.affine), axcodes2ornt(code)))
-
-def asked(model, img, path, out):
-    "The mask of `img` as it lies on the disk, after it was compared with the image's grid"
-    nib.save(img, path)
-    predict(model, path, out)
-    m, i = nib.load(out), nib.load(path)
-    assert m.shape == i.shape[:3] and np.array_equal(m.affine, i.affine) and m.get_data_dtype() == np.uint8
-    assert nib.aff2axcodes(m.affine) == nib.aff2axcodes(i.affine)
-    for k in ('sform_code', 'qform_code', 'xyzt_units', 'pixdim'): assert np.array_equal(m.header[k], i.header[k]), k
-    assert set(np.unique(voxels(m))) <= {0,1,2} and (m.header['scl_slope'] == 1 or np.isnan(m.header['scl_slope']))
-    return m
-
-def test_any_storage_order_gives_the_same_mask(hippocampus, scan, tmp_path):
-    ras = asked(hippocampus, scan, tmp_path/'RAS.nii.gz', tmp_path/'m.nii.gz')
-    assert voxels(ras).any()
-    for code in ('LPS', 'SAL', 'PIR', 'IRP'):
-        m = asked(hippocampus, stored(scan, code), tmp_path/f'{code}.nii', tmp_path/'out'/f'{code}.nii')
-        assert nib.aff2axcodes(m.affine) == tuple(code)
-        assert np.array_equal(voxels(nib.as_closest_canonical(m)), voxels(ras)), code
-
-def test_a_scaled_integer_file_gives_the_mask_of_its_values(hippocampus, scan, tmp_path):
-    raw = np.round(scan.get_fdata()).astype('i2')
-    scaled = nib.Nifti1Image(raw, scan.affine); scaled.header.set_slope_inter(.5, 3)
-    with_slope = asked(hippocampus, scaled, tmp_path/'i.nii', tmp_path/'im.nii')
-    assert nib.load(tmp_path/'i.nii').dataobj.slope == .5
-    assert np.array_equal(voxels(with_slope), voxels(asked(hippocampus, nib.Nifti1Image(raw.astype('f4')*.5 + 3, scan.affine), tmp_path/'f.nii', tmp_path/'fm.nii')))
-
-@pytest.mark.parametrize('affine', [np.diag([1.,1,2.4,1]), np.array([[1,.2,0,-9],[-.2,1,.1,4],[0,.3,1.5,7],[0,0,0,1.]]), np.diag([-3.,1,-.7,1])], ids=['anisotropic','sheared','flipped'])
-def test_uneven_and_sheared_grids(hippocampus, scan, affine, tmp_path):
-    img = nib.Nifti1Image(scan.get_fdata(dtype='f4')[:,:,::2], affine)
-    m = asked(hippocampus, img, tmp_path/'i.nii.gz', tmp_path/'m.nii.gz')
-    mirrored = nib.Nifti1Image(img.get_fdata(dtype='f4')[::-1], affine @ np.array([[-1,0,0,img.shape[0]-1],[0,1,0,0],[0,0,1,0],[0,0,0,1.]]))
-    assert np.array_equal(voxels(asked(hippocampus, mirrored, tmp_path/'j.nii.gz', tmp_path/'n.nii.gz'))[::-1], voxels(m))   # same place in the world
-
-def test_smaller_than_the_patch(hippocampus, scan, tmp_path):
-    x = scan.get_fdata(dtype='f4')
-    asked(hippocampus, nib.Nifti1Image(x[:9,:7,:5], scan.affine), tmp_path/'small.nii', tmp_path/'s.nii')
-    asked(hippocampus, nib.Nifti1Image(x[:1], scan.affine), tmp_path/'slice.nii', tmp_path/'o.nii')
-
-def test_sliding_over_a_large_volume_loses_no_voxel(hippocampus, scan, tmp_path):
-    "A network that only compares each voxel with the mean gives, patch by patch, what one comparison gives"
-    net = torch.nn.Conv3d(1, 3, 1)
-    net.weight.data, net.bias.data = torch.tensor([0.,1.,-9.])[:,None,None,None,None], torch.tensor([0.,0.,-99.])
-    x = np.pad(scan.get_fdata(dtype='f4'), ((40,0),(0,30),(0,0)), mode='reflect')
-    assert all(n > p for n,p in zip(x.shape[:2], hippocampus.plan.patch_size))
-    m = asked(SegmentModel(net, hippocampus.plan, {}), nib.Nifti1Image(x, scan.affine), tmp_path/'wide.nii', tmp_path/'w.nii')
-    z = zscore(torch.tensor(x[None]))[0].numpy()
-    sure = np.abs(z) > 1e-3
-    assert np.array_equal(voxels(m)[sure], (z>0)[sure])
-
-def test_a_folder_of_images(hippocampus, scan, tmp_path):
-    src, out = tmp_path/'scans', tmp_path/'masks'
-    src.mkdir()
-    for n in ('b.nii.gz', 'a.nii', 'C.NII.GZ'): nib.save(nib.Nifti1Image(scan.get_fdata(dtype='f4')[:20,:20,:20], scan.affine), src/n)
-    (src/'notes.txt').write_text('no image'); (src/'._b.nii.gz').write_bytes(b'macOS')
-    assert sorted(p.name for p in predict(hippocampus, src, out)) == sorted(p.name for p in out.iterdir()) == ['C.NII.GZ', 'a.nii', 'b.nii.gz']
-    for p in out.iterdir(): assert nib.load(p).shape == (20,20,20)
-    with pytest.raises(MedkitError, match='would overwrite'): predict(hippocampus, src, src)
-    with pytest.raises(MedkitError, match='is a file'): predict(hippocampus, src, src/'notes.txt')
-    with pytest.raises(MedkitError, match='overwrite'): predict(hippocampus, src/'a.nii', src/'a.nii')
-
-def test_a_later_bad_image_leaves_the_earlier_masks_whole(hippocampus, scan, tmp_path):
-    src, out = tmp_path/'scans', tmp_path/'masks'
-    src.mkdir()
-    for n in 'abc': nib.save(nib.Nifti1Image(scan.get_fdata(dtype='f4')[:20,:20,:20], scan.affine), src/f'{n}.nii.gz')
-    (src/'b.nii.gz').write_bytes((src/'b.nii.gz').read_bytes()[:900])
-    with pytest.raises(MedkitError, match='b.nii.gz cannot be read'): predict(hippocampus, src, out)
-    assert [p.name for p in out.iterdir()] == ['a.nii.gz'] and voxels(nib.load(out/'a.nii.gz')).shape == (20,20,20)
-
-@pytest.mark.parametrize('name', ['mask', 'mask.png', 'folder.nii'])
-def test_a_mask_needs_a_nifti_name(hippocampus, scan, tmp_path, name):
-    nib.save(nib.Nifti1Image(scan.get_fdata(dtype='f4')[:12,:12,:12], scan.affine), tmp_path/'i.nii')
-    (tmp_path/'folder.nii').mkdir()
-    with pytest.raises(MedkitError, match='no name for a mask'): predict(hippocampus, tmp_path/'i.nii', tmp_path/name)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['folder.nii', 'i.nii']
 
 # ---------- a fastai Learner
 
@@ -188,16 +96,6 @@ def test_two_learners_of_one_set_keep_their_own_checkpoints(made):
     kept = copied(a.model)
     for p in a.model.parameters(): p.data.zero_()
     assert a.keep_last.file != b.keep_last.file and same(copied(restore(a).model), kept)
-
-def test_nobody_elses_file_is_overwritten(hippocampus, scan, tmp_path):
-    images, truth = tmp_path/'images', tmp_path/'truth'
-    for folder in (images, truth): folder.mkdir()
-    for n in 'ab': nib.save(nib.Nifti1Image(scan.get_fdata(dtype='f4')[:16,:16,:16], scan.affine), images/f'{n}.nii.gz')
-    nib.save(nib.Nifti1Image(np.ones((16,16,16), 'u1'), scan.affine), truth/'b.nii.gz')
-    drawn = (truth/'b.nii.gz').read_bytes()
-    with pytest.raises(MedkitError, match='b.nii.gz exists and is no mask of medkit'): predict(hippocampus, images, truth)
-    assert (truth/'b.nii.gz').read_bytes() == drawn and not (truth/'a.nii.gz').exists()     # told before the first case
-    for _ in range(2): assert len(predict(hippocampus, images, tmp_path/'masks')) == 2      # its own it replaces
 
 def test_more_batch_than_cases(made):
     dls = volume_dls(made['organ_a'], **SMALL)
@@ -245,7 +143,7 @@ def test_transfer_takes_the_source_filters(made, saved, capsys):
     dls = volume_dls(made['organ_b'], device='cpu', bs=2)
     learn = segmenter(dls, pretrained=saved.with_suffix(''))
     assert dls.plan.filters == learn.dls.train.plan.filters == (4,8,16) and 'tensors reused' in capsys.readouterr().out
-    src, here = load_model(saved), named(learn.model)
+    src, here = load_model(saved), {k: v for k,v in named(learn.model).items() if not k.startswith('deep_')}  # those heads only train
     rep = transfer(network(dls.plan), named(src.net))
     assert list(rep.tensor) == list(here) and rep.parameters.sum() == sum(v.numel() for v in here.values())
     assert set(rep[rep.state=='new'].tensor) == {k for k in here if k.startswith('output_block')}
@@ -253,12 +151,12 @@ def test_transfer_takes_the_source_filters(made, saved, capsys):
     learn.freeze(); learn.fit(1)
     assert torch.equal(named(learn.model)['bottleneck.conv1.conv.weight'], named(src.net)['bottleneck.conv1.conv.weight'])     # frozen
 
-def test_other_channels_renew_the_first_layer_only(saved):
+def test_other_channels_reshape_the_first_layer_only(saved):
     src = load_model(saved); p = src.plan
     p.modality = ['T1', 'T2']
     rep = transfer(network(p), named(src.net))
-    new = rep[rep.state=='new']
-    assert len(new) and new.tensor.str.startswith('input_block').all() and new.why.str.contains('in the source').all()
+    other = rep[rep.state!='reused']
+    assert len(other) and other.tensor.str.startswith('input_block').all() and set(other.state)=={'re-shaped'} and other.why.str.contains('in the source').all()
 
 def test_a_refused_transfer_changes_nothing(made, saved):
     dls = volume_dls(made['organ_b'], device='cpu', bs=2)
@@ -273,34 +171,8 @@ def test_deeper_source_than_the_loaders_fit(made):
     deep = volume_dls(made['organ_a'], device='cpu', bs=2, filters=(4,8,16,32,64))
     dls.plan.size, dls.plan.patch_size = (20,28,20), (20,28,20)
     before = dls.plan
-    with pytest.raises(MedkitError, match='multiples of 16'): segmenter(dls, pretrained=SegmentModel(network(deep.plan), deep.plan, {'name': 'deep'}))
+    with pytest.raises(MedkitError, match='multiples of 16 x 16 x 16'): segmenter(dls, pretrained=SegmentModel(network(deep.plan), deep.plan, {'name': 'deep'}))
     assert dls.plan is before
-
-# ---------- the packaged weights
-
-def test_packaged_weights():
-    for name, f in packaged().items():
-        assert f.stat().st_size < 5e6 and {p.suffix for p in f.parent.iterdir() if p.stem==name} == {'.safetensors','.json','.md'}
-        info, m = json.loads(f.with_suffix('.json').read_text()), load_model(name)
-        assert {'format','kind','name','plan','data','record','recipe'} <= set(info) and info['data']['licence'] and info['record']['versions']['torch']
-        with safe_open(f, 'pt') as t: assert set(t.keys()) == set(named(m.net))
-        assert not set(info['data']['cases']['train']) & set(info['data']['cases']['valid'])
-
-@pytest.mark.realdata
-def test_packaged_weights_on_cases_they_did_not_see(hippocampus, real_data, tmp_path):
-    src = real_data/'Task04_Hippocampus'
-    ids = hippocampus.info['data']['cases']['valid']
-    assert len(ids) == 42
-    for sub in ('images', 'truth', 'few'): (tmp_path/sub).mkdir()
-    for i in ids:
-        shutil.copy(src/'imagesTr'/f'{i}.nii.gz', tmp_path/'images'); shutil.copy(src/'labelsTr'/f'{i}.nii.gz', tmp_path/'truth')
-    predict(hippocampus, tmp_path/'images', tmp_path/'masks')
-    def dice(masks, truth): return evaluate_folder(masks, truth).per_case.groupby('label').dice.mean().tolist()
-    a, b = dice(tmp_path/'masks', tmp_path/'truth')
-    assert a >= .88 and b >= .86, (a, b)
-    for i in ids[:4]: predict(SegmentModel(network(hippocampus.plan, seed=0), hippocampus.plan, {}), tmp_path/'images'/f'{i}.nii.gz', tmp_path/'few'/f'{i}.nii.gz')
-    for i in ids[4:]: (tmp_path/'truth'/f'{i}.nii.gz').unlink()
-    assert max(dice(tmp_path/'few', tmp_path/'truth')) < .3     # random weights
 
 # ---------- bad input
 
