@@ -434,7 +434,7 @@ def mask_heads(pc) -> dict:
     "{column: heading} of the metrics that the per-case table `pc` has"
     return {c: head or surface_dice_head(pc) for c, head in MASK_METRICS.items() if c in pc}
 
-# %% ../nbs/30_evaluate.ipynb #f06c6ebe
+# %% ../nbs/30_evaluate.ipynb #d49406bf
 def mask_notes(pc) -> list:
     "What the means of the per-case table `pc` leave out, and how they are made"
     n = pc.get('empty', pd.Series(dtype=str)).value_counts()
@@ -443,7 +443,7 @@ def mask_notes(pc) -> list:
         notes.append(f'{miss} masks are empty on one side only (missed {n.get("prediction", 0)}, made up {n.get("truth", 0)}): Dice and surface Dice are 0, in the mean; HD95 and ASSD have no value there and leave them out.')
     if (cases := pc.case.nunique()) < 3: notes.append(f'{cases} cases: too few for an interval.')
     elif cases < 10: notes.append(f'{cases} cases only: so few rarely show the failures that there are, and the intervals are somewhat too narrow.')
-    return notes + ['95 % intervals: bootstrap over cases (expanded percentile); n counts cases. Volume error is predicted minus true, so its mean shows a bias, not the usual size of the error.']
+    return notes + ['95 % intervals: bootstrap over cases (expanded percentile); n counts cases. Volume error is predicted minus true, so its mean shows a bias, not the usual size of the error. Surface Dice counts border voxels.']
 
 # %% ../nbs/30_evaluate.ipynb #a7361aa9
 def label_groups(pc, pooled=POOLED) -> list:
