@@ -45,7 +45,7 @@ def write_array(path, a:np.ndarray):
         np.lib.format.write_array_header_1_0(f, np.lib.format.header_data_from_array_1_0(a))
         f.write(a.reshape(-1).view(np.uint8))
 
-# %% ../nbs/13_store.ipynb #2055787d
+# %% ../nbs/13_store.ipynb #377cdde9
 def write_case(
     folder,      # Its final place
     arrays:dict, # name -> array
@@ -59,6 +59,7 @@ def write_case(
         os.replace(part, folder)
     finally: shutil.rmtree(part, ignore_errors=True)
 
+# %% ../nbs/13_store.ipynb #e5c01672
 def is_whole(folder, memo) -> bool:
     "Whether every array of a case has the bytes that were written"
     try: return all(content(Path(folder)/f, memo)==d for f,d in json.loads((Path(folder)/'info.json').read_text()).items())
@@ -92,9 +93,10 @@ class Store:
     @property
     def nbytes(self): return sum(f.stat().st_size for at in self.cases.values() for f in at.glob('*.npy'))
 
-# %% ../nbs/13_store.ipynb #62338326
+# %% ../nbs/13_store.ipynb #ce6e2b6c
 def safe(name) -> str: return re.sub(r'[^\w.-]+', '_', str(name))[:60]
 
+# %% ../nbs/13_store.ipynb #b03f621d
 def prepare_case(case:Case, vs:VolumeSet, at, spacing, norm):
     "Read, resample and standardise one case, and write it to the folder `at`"
     v = read_volume(case.image, vs.frame, len(vs.modality))
@@ -104,7 +106,7 @@ def prepare_case(case:Case, vs:VolumeSet, at, spacing, norm):
         arrays |= dict(mask=mask, points=label_points(mask[0], int(at.name[-16:], 16)))
     write_case(at, arrays)
 
-# %% ../nbs/13_store.ipynb #c26876fc
+# %% ../nbs/13_store.ipynb #0e9cdb3c
 def bytes_wanted(case:Case, vs:VolumeSet, spacing) -> int:
     "What a prepared case takes on the disk, from its header alone"
     try: img = load_image(case.image) if is_dicom(case.image) else nib.load(case.image)
@@ -112,6 +114,7 @@ def bytes_wanted(case:Case, vs:VolumeSet, spacing) -> int:
     voxels = math.prod(img.shape[:3]) * abs(np.linalg.det(img.affine[:3,:3])) / math.prod(spacing)
     return int(voxels*1.05 * (2*len(vs.modality)+1)) + 50_000
 
+# %% ../nbs/13_store.ipynb #a9993224
 @contextlib.contextmanager
 def one_at_a_time(folder):
     "Hold the folder's lock, which the system takes back from a process that dies; say so when another one has it"
@@ -124,11 +127,12 @@ def one_at_a_time(folder):
     try: yield
     finally: lock.release()
 
-# %% ../nbs/13_store.ipynb #42c45846
+# %% ../nbs/13_store.ipynb #0e8c7881
 def free_bytes(folder) -> int:
     "Free space of the disk on which `folder` lies or would lie"
     return shutil.disk_usage(next(f for f in (folder, *folder.parents) if f.exists())).free
 
+# %% ../nbs/13_store.ipynb #c734cb59
 def clear(store:Store, vs:VolumeSet, memo) -> list:
     "Remove what a killed process or a damaged disk has left; the cases that are to be prepared"
     for part in store.folder.glob('.part-*'): shutil.rmtree(part)

@@ -10,7 +10,7 @@ __all__ = ['UNREADABLE', 'SCAN', 'Case', 'VolumeSet', 'stem', 'read_dataset_json
            'check_labels', 'scan', 'grid_shape', 'resize', 'thick_axis', 'zscore', 'check_norm', 'normalise', 'prepare',
            'own_order', 'mask_image', 'made_here', 'free_for_mask', 'write_mask', 'show_planes']
 
-# %% ../nbs/04_volumes.ipynb #5546a994
+# %% ../nbs/04_volumes.ipynb #6a748816
 import hashlib, json, nibabel as nib, numpy as np, os, pandas as pd, SimpleITK as sitk, time, torch, torch.nn.functional as F, zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,7 @@ from pathlib import Path
 from fastprogress import progress_bar
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 from scipy.ndimage import gaussian_filter
-from .core import MedkitError, atomic, cache_dir, choose, save_json, watched
+from .core import MedkitError, atomic, cache_dir, choose, watched
 from .catalog import entry, fetch
 
 # %% ../nbs/04_volumes.ipynb #a9ed5d86
@@ -107,7 +107,7 @@ class Volume:
     @property
     def shape(self): return tuple(self.data.shape[1:])
 
-# %% ../nbs/04_volumes.ipynb #a2aa3613
+# %% ../nbs/04_volumes.ipynb #b50a547a
 UNREADABLE = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError, TypeError, OverflowError, zlib.error)
 
 def spacing_fault(img) -> bool:
@@ -115,6 +115,7 @@ def spacing_fault(img) -> bool:
     if not isinstance(img.header, nib.analyze.AnalyzeHeader) or img.header.get('sform_code', 0) > 0: return False
     with img.file_map.get('header', img.file_map['image']).get_prepare_fileobj('rb') as f: return bool((type(img.header).from_fileobj(f, check=False)['pixdim'][1:4] <= 0).any())
 
+# %% ../nbs/04_volumes.ipynb #f708dc28
 def load_nifti(path):
     "nibabel's image, its data in memory; one sentence where the file cannot be read"
     path = Path(path)
@@ -129,13 +130,14 @@ def load_nifti(path):
         raise MedkitError(f'{path} declares a spacing of zero, below zero or not finite: mend its header')
     return img
 
-# %% ../nbs/04_volumes.ipynb #b07990f8
+# %% ../nbs/04_volumes.ipynb #59b9093a
 def is_dicom(path) -> bool:
     "Whether a path is a folder, or a file with DICOM's mark at byte 128"
     path = Path(path)
     if path.is_dir() or not path.is_file() or path.name.lower().endswith(('.nii','.nii.gz')): return path.is_dir()
     with open(path, 'rb') as f: return f.read(132)[128:]==b'DICM'
 
+# %% ../nbs/04_volumes.ipynb #11dbb825
 def series_files(path) -> list:
     "The files of the one series at `path` (its folder, or one of its files), in the order of their positions"
     path = Path(path); folder = path if path.is_dir() else path.parent
@@ -173,12 +175,13 @@ def load_dicom(path):
 
 def load_image(path): return load_dicom(path) if is_dicom(path) else load_nifti(path)
 
-# %% ../nbs/04_volumes.ipynb #f95ed8f6
+# %% ../nbs/04_volumes.ipynb #53df42c4
 def to_ras(img) -> tuple:
     "(array float32, affine) of a nibabel image, axes swapped and flipped so that they run Right, Anterior, Superior"
     turn = io_orientation(img.affine)
     return apply_orientation(img.get_fdata(dtype=np.float32), turn), img.affine @ inv_ornt_aff(turn, img.shape[:3])
 
+# %% ../nbs/04_volumes.ipynb #00e481b3
 def pick_frame(x, frame, channels, path) -> np.ndarray:
     "(C,X,Y,Z) of an array (X,Y,Z) or (X,Y,Z,frames), with the frame that was asked for; never a silent choice"
     x = np.moveaxis(x.reshape(*x.shape[:3], -1), 3, 0)
@@ -227,20 +230,21 @@ def read_mask(
     if unknown: raise MedkitError(f'{path} holds the labels {unknown}, which dataset.json does not declare: declare or remove them')
     return torch.from_numpy(np.ascontiguousarray(y)).to(torch.uint8)[None]
 
-# %% ../nbs/04_volumes.ipynb #f494a02b
+# %% ../nbs/04_volumes.ipynb #14290057
 class Memo(dict):
     "A dictionary that is kept as JSON in the cache; losing it costs time only"
     def __init__(self, name): self.file = cache_dir()/'volumes'/f'{name}.json'; self.update(self.read())
     def read(self):
-        try: return json.loads(self.file.read_text(encoding='utf-8'))
-        except (OSError, ValueError): return {}
+        try: return dict(json.loads(self.file.read_text(encoding='utf-8')))
+        except (OSError, ValueError, TypeError): return {}
     def save(self):
-        new = {**self.read(), **self}     # another process may have written in between
+        old = self.read(); new = {**old, **self}   # another process may have written in between
+        if new == old: return
         try:
             with atomic(self.file) as f: f.write_text(json.dumps(new), encoding='utf-8')
-        except OSError: pass              # a full or closed disk: the next run reads the files again
+        except OSError: pass                       # a full or closed disk: the next run reads the files again
 
-# %% ../nbs/04_volumes.ipynb #74742705
+# %% ../nbs/04_volumes.ipynb #f9474ec1
 def digest(*parts) -> str:
     "A short name for the bytes of a `Path`'s file, or for whatever JSON can hold (BLAKE2b)"
     h = hashlib.blake2b(digest_size=16)
@@ -251,6 +255,7 @@ def digest(*parts) -> str:
         else: h.update(json.dumps(p).encode())
     return h.hexdigest()
 
+# %% ../nbs/04_volumes.ipynb #4fb79fc4
 def content(
     path,      # A file, or a folder of files
     memo:Memo, # Digests of earlier calls
