@@ -148,12 +148,12 @@ def probabilities(
     dim = int(np.argmax(v.shape))
     return torch.stack([p.cpu() for p in votes(as_models(model), v, dim, mirror, overlap, memory)], 1+dim)
 
-# %% ../nbs/23_predict.ipynb #2eff5549
+# %% ../nbs/23_predict.ipynb #7697b6e7
 def largest_component(
     mask:torch.Tensor, # (X,Y,Z) labels
 ) -> torch.Tensor:
     "Only the largest connected piece of each label (MONAI's `KeepLargestConnectedComponent`)"
-    return KeepLargestConnectedComponent(is_onehot=False)(mask[None])[0]
+    return KeepLargestConnectedComponent(is_onehot=False)(mask[None].clone())[0] # MONAI writes into what it is given
 
 # %% ../nbs/23_predict.ipynb #6357e738
 def label_map(
