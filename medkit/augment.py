@@ -230,7 +230,7 @@ def random_places(
     if len(bent): grid[bent] = bend(grid[bent], random_shifts(len(bent), patch_size, spacing, elastic).to(device), linear[bent], spacing, knot(patch_size, spacing))
     return moved, grid
 
-# %% ../nbs/14_augment.ipynb #8837c5d7
+# %% ../nbs/14_augment.ipynb #c8a7de0d
 class Augment(RandTransform):
     "Patches from a training batch of larger crops, changed at random, image and mask alike"
     split_idx,order = 0,10
@@ -247,7 +247,7 @@ class Augment(RandTransform):
         noise=.2,        # Largest deviation of the noise, in standard deviations
         blur=1.,         # Largest deviation of the filter in voxels
         low_res=1.,      # Voxels up to 1+low_res times as long
-        bias=.3,         # Field from 1/(1+bias) to 1+bias; 0 for CT, which has no coils
+        bias=.6,         # Field from 1/(1+bias) to 1+bias; 0 for CT, which has no coils
         probs=None,      # {'gamma': .5, ...}: how often, instead of `PROBS`; one number for all
     ):
         super().__init__(p=1.)
