@@ -196,8 +196,8 @@ def bias_field(x, s, spacing=(1,1,1)):
     lo = x.amin((1,2,3), keepdim=True)
     return (x-lo).mul_(field).add_(lo)
 
-# %% ../nbs/14_augment.ipynb #004d3499
-PROBS = dict(rotate=.3, scale=.3, elastic=.2, flip=.5, bias=.15, gamma=.3, contrast=.15, brightness=.15, blur=.15, low_res=.15, noise=.15)
+# %% ../nbs/14_augment.ipynb #9a7ec995
+PROBS = dict(rotate=.8, scale=.8, elastic=.3, flip=.5, bias=.3, gamma=.5, contrast=.4, brightness=.4, blur=.2, low_res=.25, noise=.4)
 
 def check_probs(probs) -> dict:
     "How often each change is made: `PROBS`, with what the user asked for instead; one number stands for all"

@@ -178,7 +178,7 @@ def where_to_hold(nbytes, device) -> torch.device:
     fits = device.type=='cuda' and nbytes < torch.cuda.mem_get_info(device)[0]/3
     return device if fits else torch.device('cpu')
 
-# %% ../nbs/24_segment.ipynb #795ddcfa
+# %% ../nbs/24_segment.ipynb #73261e47
 def volume_sets(vs, plan, store, splits, hold) -> Datasets:
     "The cases as fastai's `Datasets`, read from the store"
     dsets = Datasets(vs.cases, [[ReadImage(plan, store, vs.cases)], [ReadMask(store)]], splits=splits)
@@ -188,7 +188,8 @@ def volume_sets(vs, plan, store, splits, hold) -> Datasets:
 
 def make_loaders(dsets, p:Plan, augment, device, path) -> DataLoaders:
     "Training, validation and test loaders of `dsets`"
-    aug, n = Augment(p.patch_size, p.spacing) if augment else None, len(dsets.splits[0])
+    coils, n = all(o=='zscore' for o in p.norm), len(dsets.splits[0])
+    aug = Augment(p.patch_size, p.spacing, **({} if coils else dict(bias=0))) if augment else None   # CT has no coils, so no bias field
     dl = VolumeDL(dsets.subset(0), p, crop_size(p.patch_size, p.spacing) if augment else p.patch_size, random=True, bs=min(p.bs, n), shuffle=True, drop_last=n>p.bs,
                   device=device, after_batch=[AsFloat(), *([aug] if augment else [])])
     rest = [dl.new(dsets.subset(i), box=p.size, random=False, bs=1, shuffle=False, drop_last=False, after_batch=[AsFloat()]) for i in (1,2) if dsets.splits[i]]
@@ -266,10 +267,10 @@ def dice_metrics(p:Plan) -> list:
     fg = [l for l in p.labels if l]
     return [LabelDice(fg, 'dice')] + ([LabelDice([l], p.labels[l]) for l in fg] if 1<len(fg)<5 else [])
 
-# %% ../nbs/24_segment.ipynb #eb872446
+# %% ../nbs/24_segment.ipynb #7b17de89
 def out_of_memory(e) -> bool:
     "Whether an error says that memory ran out, on a GPU or (an ordinary RuntimeError there) on the CPU"
-    return isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e) or 'not enough memory' in str(e)
+    return isinstance(e, torch.OutOfMemoryError) or any(s in str(e) for s in ("can't allocate memory", 'not enough memory', 'bad_alloc', 'could not create a primitive'))
 
 def halved(patch_size, step) -> tuple:
     "`patch_size` with its longest axis (in steps) cut to about half; two steps stay, since normalising needs more than one voxel at the coarsest level"
