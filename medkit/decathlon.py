@@ -97,7 +97,16 @@ def _task_json(e, ids, about):
                 tensorImageSize='4D' if len(names) > 1 else '3D', modality=dict(enumerate(names)), labels=dict(enumerate(['background', *e.classes])),
                 numTraining=len(ids), numTest=0, training=pairs, test=[])
 
-# %% ../nbs/07_decathlon.ipynb #3f2c08f8
+# %% ../nbs/07_decathlon.ipynb #2c5da3ed
+def _write_task(e, folder, ids, shape, seed, frames):
+    "Draw and write the cases `ids` of task `e`"
+    for sub in ('imagesTr', 'labelsTr'): (folder/sub).mkdir()
+    for i, id in enumerate(ids):
+        image, mask, affine = _task_case(np.random.default_rng([7, list(DECATHLON).index(e.name), seed, i]), e, shape, frames)
+        write_nifti(image, affine, folder/f'imagesTr/{id}.nii.gz')
+        write_nifti(mask, affine, folder/f'labelsTr/{id}.nii.gz')
+
+# %% ../nbs/07_decathlon.ipynb #6fb95309
 def make_task(
     name,        # Short name of a Decathlon task, such as 'colon'
     folder,      # The set's own folder; made
@@ -107,27 +116,24 @@ def make_task(
     frames=None, # Times that each file holds, of a beating organ, its mask drawn on the first; dataset.json goes on to declare one channel
 ) -> Path:
     "Write a small drawn folder with a task's channels, labels, voxel sizes and grey scale, whole or not at all; returns `folder`"
-    e = task_of(name)
+    e, folder = task_of(name), Path(folder)
     if frames and len(channels(name)) > 1: raise MedkitError(f'{e.name} has {len(channels(name))} channels: frames are for the tasks with one')
-    ids, shape, folder = [f'{e.name}_{i:03}' for i in range(n)], small_shape(e.typical[0], shrink), Path(folder)
-    about = ABOUT.format(title=e.places[None][0], name=e.name, n=n, shrink=shrink, seed=seed, frames=frames, beating=f', {frames} frames a file' if frames else '')
+    ids, beating = [f'{e.name}_{i:03}' for i in range(n)], f', {frames} frames a file' if frames else ''
+    about = ABOUT.format(title=e.places[None][0], name=e.name, n=n, shrink=shrink, seed=seed, frames=frames, beating=beating)
     with _whole(folder) as part:
-        for sub in ('imagesTr', 'labelsTr'): (part/sub).mkdir()
-        for i, id in enumerate(ids):
-            image, mask, affine = _task_case(np.random.default_rng([7, list(DECATHLON).index(e.name), seed, i]), e, shape, frames)
-            write_nifti(image, affine, part/f'imagesTr/{id}.nii.gz')
-            write_nifti(mask, affine, part/f'labelsTr/{id}.nii.gz')
+        _write_task(e, part, ids, small_shape(e.typical[0], shrink), seed, frames)
         save_json(_task_json(e, ids, about.splitlines()[2]), part/'dataset.json')
         (part/'README.md').write_text(about, encoding='utf-8')
     return folder
 
-# %% ../nbs/07_decathlon.ipynb #653cd171
+# %% ../nbs/07_decathlon.ipynb #0287eebe
 RECIPES = { # name: arguments of `volume_dls`, and why; a task that is not listed needs none
     'lung': (dict(spacing=(2, 2, 2)), 'the median tumour has 5 ml and is 21 mm across, 10 voxels'),
     'pancreas': (dict(spacing=(2, 2, 2.5)), 'the median tumour has 6 ml and is 23 mm across, 9 to 11 voxels'),
     'hepatic_vessel': (dict(spacing=(1.5, 1.5, 5)), 'vessels are a few mm wide; along z no finer slices were taken'),
     'colon': (dict(spacing=(3, 3, 5)), 'the median tumour has 22 ml and is 35 mm across, 7 to 12 voxels')}
 
+# %% ../nbs/07_decathlon.ipynb #057f008d
 def recipe(
     name, # Short name of a Decathlon task
 ) -> dict:
