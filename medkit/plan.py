@@ -7,7 +7,7 @@ __all__ = ['SETTINGS', 'WORK', 'PER_LABEL', 'LIBRARY', 'LIMITS', 'Plan', 'plan_j
            'check_network', 'check_asked', 'volume_device', 'read_bytes', 'read_number', 'free_memory', 'level_voxels',
            'kept_bytes', 'n_weights', 'predict_memory', 'pooling', 'typical_spacing', 'coarser', 'shapes_at',
            'round_up', 'fit_patch', 'is_ct', 'ct_norm', 'choose_norm', 'schedule', 'Limits', 'limits', 'widths',
-           'with_patch', 'asked_patch', 'settle', 'batch_size', 'box', 'plan', 'reasons']
+           'with_patch', 'asked_patch', 'settle', 'batch_size', 'validation_box', 'plan', 'reasons']
 
 # %% ../nbs/20_plan.ipynb #f1a6897e
 import json, math, numpy as np, os, pandas as pd, re, torch
@@ -137,9 +137,9 @@ def free_memory(device=None) -> int:
     if free==math.inf: free = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES') if 'SC_PHYS_PAGES' in getattr(os, 'sysconf_names', ()) else 8e9
     return max(int(free/2), 10**8)
 
-# %% ../nbs/20_plan.ipynb #c7a4dda7
-WORK = {4: 15.5, 2: 24}  # maps of the first level that a backward step needs beside the kept ones, by bytes a number; measured on the CPU
-PER_LABEL = 23           # bytes a voxel and label for softmax, cross-entropy, Dice and their gradients, measured
+# %% ../nbs/20_plan.ipynb #81bf25d4
+WORK = {4: 15.5, 2: 22.5}  # maps of the first level that a backward step needs beside the kept ones, by bytes a number; measured on the CPU
+PER_LABEL = {4: 23, 2: 29} # bytes a voxel and label for softmax, cross-entropy, Dice and their gradients, measured
 LIBRARY = 30_000_000     # what PyTorch and MONAI load with the first step
 
 def level_voxels(p:Plan) -> list:
@@ -151,7 +151,7 @@ def kept_bytes(p:Plan, number=4) -> int:
     maps = [n*f for n,f in zip(level_voxels(p), p.filters)]
     return number*(10*sum(maps[:-1]) + 4*maps[-1] + len(p.modality)*level_voxels(p)[0])
 
-# %% ../nbs/20_plan.ipynb #499892be
+# %% ../nbs/20_plan.ipynb #eed0c459
 def n_weights(p:Plan) -> int:
     "Weights of the convolutions: two a level down, an upward and two more a level up"
     f, k, s = p.filters, [math.prod(o) for o in p.kernels], [math.prod(o) for o in p.strides]
@@ -164,7 +164,7 @@ def predict_memory(
 ) -> int:       # Bytes; on the CPU above what the imported libraries take
     "Peak memory of training with Adam, Dice and cross-entropy; the larger crops that augmentation cuts from are gone before the peak"
     number, n = 2 if bf16 else 4, level_voxels(p)[0]
-    patch = kept_bytes(p, number) + n*(WORK[number]*number*p.filters[0] + PER_LABEL*len(p.labels) + 8*len(p.modality))
+    patch = kept_bytes(p, number) + n*(WORK[number]*number*p.filters[0] + PER_LABEL[number]*len(p.labels) + 8*len(p.modality))
     return int(p.bs*patch + 16*n_weights(p) + LIBRARY)
 
 # %% ../nbs/20_plan.ipynb #c603c5ae
@@ -279,7 +279,7 @@ def asked_patch(draft:Plan, patch, lim:Limits, asked) -> Plan:
         raise MedkitError(f'patch_size {fmt(patch)}: with {len(strides)} levels its sides must be multiples of {fmt(p.step)}, such as {fmt(round_up(patch, p.step))}')
     return p
 
-# %% ../nbs/20_plan.ipynb #1d64d3ed
+# %% ../nbs/20_plan.ipynb #a56edc09
 def settle(
     draft:Plan, fp, lim:Limits, asked,
 ) -> Plan:
@@ -298,13 +298,13 @@ def batch_size(p:Plan, lim:Limits) -> int:
     "As many patches as fit, 8 at most"
     return next((n for n in range(8, p.bs, -1) if lim.fits(replace(p, bs=n))), p.bs)
 
-def box(p:Plan, largest, lim:Limits) -> tuple:
+def validation_box(p:Plan, largest, lim:Limits) -> tuple:
     "The largest case rounded up, where it fits into evaluation (no activations are kept: about a third of a training step), else the patch"
     size = tuple(max(a, b) for a,b in zip(round_up(largest, p.step), p.patch_size))
     whole = replace(p, patch_size=size, bs=1)
     return size if math.prod(size) <= 8*lim.patch and predict_memory(whole, lim.bf16) <= 3*lim.memory else p.patch_size
 
-# %% ../nbs/20_plan.ipynb #dd3c9114
+# %% ../nbs/20_plan.ipynb #9c080256
 def plan(
     source,        # A name, a folder in Decathlon layout, a `VolumeSet`, or loaders of `volume_dls`
     device=None,   # For this device's memory; fastai's default device unless told
@@ -322,7 +322,7 @@ def plan(
     draft = Plan(asked.get('spacing') or typical_spacing(fp), (1,)*3, (1,)*3, 2, vs.labels, vs.modality, norm=norm, frame=vs.frame)
     p = settle(draft, fp, lim, asked)
     p.bs = asked.get('bs') or batch_size(p, lim)
-    p.size = box(p, shapes_at(fp, p.spacing).max(0), lim)
+    p.size = validation_box(p, shapes_at(fp, p.spacing).max(0), lim)
     epochs, lr = schedule(round(.8*len(fp)), p.bs)
     p.epochs, p.lr = asked.get('epochs', epochs), asked.get('lr', lr)
     p.why = reasons(p, fp, lim, asked)
