@@ -128,15 +128,15 @@ def cmd_predict(a):
         files = (label_pictures if is_classifier(a.model) else segment_volumes)(a, image, out)
     print('\n'.join(map(str, files)))
 
-# %% ../nbs/90_cli.ipynb #cb559401
+# %% ../nbs/90_cli.ipynb #bd4f801a
 def segment_volumes(a, image, out) -> list:
-    from medkit.predict import nifti_files, predict
+    from medkit.predict import as_models, nifti_files, predict
     from medkit.volumes import stem
-    options = dict(mirror=a.mirror, largest=a.largest)
-    if image.is_dir() and nifti_files(image): return predict(a.model, image, out, **options)
+    ms, options = as_models(a.model), dict(mirror=a.mirror, largest=a.largest)
+    if image.is_dir() and nifti_files(image): return predict(ms, image, out, **options)
     name = image.resolve().name if image.is_dir() else stem(image) # of a DICOM series the folder's
     mask = out/(image.name if image.name.lower().endswith(('.nii','.nii.gz')) else f'{name}.nii.gz')
-    predict(a.model, image, mask, **options)
+    predict(ms, image, mask, **options)
     return [mask]
 
 def label_pictures(a, image, out) -> list:
