@@ -6,13 +6,13 @@
 __all__ = ['HEADS', 'ReadImage', 'ReadMask', 'AsFloat', 'crop', 'split_cases', 'named_splits', 'check_labels', 'ahead', 'middle',
            'random_centre', 'VolumeDL', 'where_to_hold', 'volume_sets', 'make_loaders', 'volume_dls', 'SegmentLoss',
            'case_dice', 'LabelDice', 'dice_metrics', 'out_of_memory', 'halved', 'ScaleLr', 'fit_batch',
-           'SegmentLearner', 'set_patches', 'nesterov', 'body_head', 'adopt', 'segmenter']
+           'SegmentLearner', 'set_patches', 'nesterov', 'body_head', 'adopt', 'segmenter', 'mlflow_callback']
 
-# %% ../nbs/24_segment.ipynb #2a5cb05c
+# %% ../nbs/24_segment.ipynb #59f76dd7
 import matplotlib.pyplot as plt, numpy as np
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from fastai.basics import *
 from fastai.callback.all import *
@@ -23,7 +23,7 @@ from .volumes import Case, VolumeSet, open_volumes, prepare, read_volume, scan, 
 from .store import preprocess
 from .augment import Augment, crop_size
 from .training import Bf16, Curves, Ema, KeepLast, SafeLearner, SeedFit, has_bf16, named
-from .plan import Plan, check_asked, fmt, plan as make_plan, volume_device
+from .plan import Plan, check_asked, fmt, plan as make_plan, plan_from, volume_device
 from .transfer import summary, transfer
 from .models import as_model, load_model, network, save_model
 from .predict import predict, probabilities
@@ -382,3 +382,18 @@ def segmenter(
     learn = SegmentLearner(dls, model, loss_func=SegmentLoss(), metrics=dice_metrics(p), lr=p.lr/2, cbs=cbs, splitter=body_head if only_head else params, **kwargs)
     if only_head: learn.freeze()
     return learn
+
+# %% ../nbs/24_segment.ipynb #c3718ac2
+def mlflow_callback(
+    learn,                # From `segmenter`
+    experiment='medkit',  # The list that the run joins
+    run_name=None,
+):
+    "fastMONAI's `ModelTrackingCallback` for a segmenter: `learn.fit_one_cycle(10, cbs=mlflow_callback(learn))`"
+    from fastMONAI import utils as fm # imports MLflow, which takes seconds
+    p = learn.dls.plan
+    fm.register_model_constructor('medkit.UNet', lambda plan, deep: network(plan_from(plan), deep=deep), replace=True)
+    output = fm.make_output_spec('multiclass_segmentation', classes=list(p.labels.values()))
+    return fm.ModelTrackingCallback('medkit.UNet', 'DiceCE', [], list(p.patch_size), list(p.spacing), True, experiment, run_name, auto_start=True, log_split=False,
+                                    model_spec=fm.make_model_spec('medkit.UNet', dict(plan=asdict(p), deep=learn.model.deep_supervision)),
+                                    inference_config=fm.standard_inference_config(True, list(p.spacing), [], output), extra_params=dict(cases=len(learn.dls.train_ds), set=learn.dls.set.name))
