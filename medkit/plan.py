@@ -137,10 +137,10 @@ def free_memory(device=None) -> int:
     if free==math.inf: free = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES') if 'SC_PHYS_PAGES' in getattr(os, 'sysconf_names', ()) else 8e9
     return max(int(free/2), 10**8)
 
-# %% ../nbs/20_plan.ipynb #81bf25d4
-WORK = {4: 15.5, 2: 22.5}  # maps of the first level that a backward step needs beside the kept ones, by bytes a number; measured on the CPU
+# %% ../nbs/20_plan.ipynb #3d1a3a89
+WORK = {4: 15.5, 2: 21.5}  # maps of the first level that a backward step needs beside the kept ones, by bytes a number; measured on the CPU
 PER_LABEL = {4: 23, 2: 29} # bytes a voxel and label for softmax, cross-entropy, Dice and their gradients, measured
-LIBRARY = 30_000_000     # what PyTorch and MONAI load with the first step
+LIBRARY = 40_000_000     # what PyTorch and MONAI load with the first step
 
 def level_voxels(p:Plan) -> list:
     "Voxels of a patch at each level"
