@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/99_all.ipynb #95e1020a
+# %% ../nbs/99_all.ipynb #b3ebe7ca
 import matplotlib.pyplot as plt, nibabel as nib, numpy as np, pandas as pd
 from fastai.vision.all import *
 from .core import *
@@ -19,7 +19,7 @@ from .training import *
 from .classify import *
 from .store import clear_stores, preprocess
 from .augment import Augment, crop_size
-from .plan import *
+from .plan import Plan, fmt, plan, plan_from, plan_json, predict_memory, volume_device
 from .transfer import *
 from .models import SegmentModel, load_model, network, packaged, save_model
 from .predict import largest_component, predict, probabilities, show_mask, view, volumes_ml

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_folds', 'settle', 'run_fold', 'cross_validate', 'collect']
 
-# %% ../nbs/33_crossval.ipynb #c22ecdbb
+# %% ../nbs/33_crossval.ipynb #8b6ff157
 import json, numpy as np, pandas as pd, time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from .core import MedkitError, atomic, run_record, save_json
 from .volumes import VolumeSet, open_volumes, scan, stem
 from .plan import plan as make_plan
 from .training import quiet
-from .models import load_model, save_model
+from .models import load_model, mirrored, save_model
 from .segment import segmenter, volume_dls
 from .evaluate import Result, evaluate_masks
 from .report import score_cases
@@ -43,18 +43,19 @@ def settle(settings:dict, out) -> Path:
     else: save_json(settings, f)
     return Path(out)
 
-# %% ../nbs/33_crossval.ipynb #58f0898d
-def run_fold(vs, p, folds, i, out, seed, device=None, **kwargs):
-    "Train on all folds but `i`, predict its cases on their own grids, and write model and scores"
-    dls = volume_dls(vs, plan=p, splits=[[c for j,f in enumerate(folds) if j!=i for c in f], folds[i]], device=device, seed=seed)
+# %% ../nbs/33_crossval.ipynb #7543724b
+def run_fold(vs, p, folds, i, out, seed, device=None, augment=True, **kwargs):
+    "Train on all folds but `i`, predict its cases on their own grids (and mirrored where training was), and write model and scores"
+    dls = volume_dls(vs, plan=p, splits=[[c for j,f in enumerate(folds) if j!=i for c in f], folds[i]], device=device, seed=seed, augment=augment)
     learn, t = segmenter(dls, seed=seed+i, **kwargs), time.perf_counter()
     with quiet(learn): learn.fit_one_cycle(p.epochs, p.lr)
     seconds = round(time.perf_counter()-t)
     save_model(learn, out/f'fold{i}', half=True, seconds=seconds)
-    rows = score_cases(load_model(out/f'fold{i}'), dls.valid_ds.items, {l: n for l,n in p.labels.items() if l}).assign(fold=i, seconds=seconds)
+    m, labels = load_model(out/f'fold{i}'), {l: n for l,n in p.labels.items() if l}
+    rows = score_cases(m, dls.valid_ds.items, labels, mirror=bool(mirrored(dls))).assign(fold=i, seconds=seconds)
     with atomic(out/f'fold{i}.csv') as f: rows.to_csv(f, index=False)
 
-# %% ../nbs/33_crossval.ipynb #bfd4386a
+# %% ../nbs/33_crossval.ipynb #81492352
 def cross_validate(
     source,        # A name ('hippocampus'), a folder in Decathlon layout, or a `VolumeSet`
     k=5,
@@ -62,6 +63,7 @@ def cross_validate(
     folds=None,    # Only these folds now, such as [0]; the rest another day, or in another process
     subject=None,  # Function of a case's name that gives the person's, where people have several cases
     seed=0, device=None, empty_ok=False, frame=None,
+    augment=True,  # As for `volume_dls`; with dict(flip=(0,)) predictions are averaged over mirrored images
     deep=True, ema=True, # As for `segmenter`
     **overrides,   # Of the plan: spacing, patch_size, bs, epochs, lr ...
 ) -> Result:
@@ -69,11 +71,11 @@ def cross_validate(
     vs = open_volumes(source, frame)
     p = make_plan(vs, device, fingerprint=scan(vs, empty_ok), **overrides)
     groups = make_folds([c.id for c in vs.cases], k, seed, subject)
-    out = settle(dict(format=1, set=vs.name, folds=groups, seed=seed, deep=deep, ema=ema, plan={n: v for n,v in asdict(p).items() if n!='why'}), out or f'{stem(vs.name)}-crossval')
+    out = settle(dict(format=1, set=vs.name, folds=groups, seed=seed, augment=augment, deep=deep, ema=ema, plan={n: v for n,v in asdict(p).items() if n!='why'}), out or f'{stem(vs.name)}-crossval')
     for i in range(k) if folds is None else folds:
         if (out/f'fold{i}.csv').exists(): continue
         print(f'Fold {i} ({i+1} of {k})')
-        run_fold(vs, p, groups, i, out, seed, device, deep=deep, ema=ema)
+        run_fold(vs, p, groups, i, out, seed, device, augment, deep=deep, ema=ema)
     return collect(out, device)
 
 # %% ../nbs/33_crossval.ipynb #1f3d71b9

@@ -24,11 +24,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-# %% ../nbs/32_report.ipynb #2948b0ff
-from .core import MedkitError, atomic, run_record, save_json
+# %% ../nbs/32_report.ipynb #fd2910a7
+from .core import MedkitError, atomic, run_record, save_json, watched
 from .volumes import load_nifti
 from .training import history
-from .segment import predict
+from .predict import predict
 from .evaluate import Result, check_predictions, evaluate_classes, evaluate_masks, figure_uri, mask_heads, read_labels, readable, score_masks, table_html, to_np, voxel_mm
 
 # %% ../nbs/32_report.ipynb #89ec8769
@@ -441,18 +441,19 @@ def report_classes(
     if len(h := history(learn)): r.figures['Training'] = plot_curves(h)
     return r
 
-# %% ../nbs/32_report.ipynb #c274a1ef
+# %% ../nbs/32_report.ipynb #a45a2777
 def score_cases(
     learn, # A learner of `segmenter`, or whatever else `predict` takes
     cases, # `Case`s with label
     labels,# {1: 'anterior', ...}
     tolerance=1., # mm, as in `score_masks`
+    **kwargs,     # For `predict`: mirror, largest ...
 ) -> pd.DataFrame:
     "A row for each case and label: the prediction on the file's own grid against its mask"
     def one(c):
         truth, img = read_labels(c.label)
-        return score_masks(np.asarray(predict(learn, c.image).dataobj), truth, voxel_mm(img), labels, case=c.id, tolerance=tolerance)
-    return pd.DataFrame([r for c in progress_bar(cases, leave=False) for r in one(c)])
+        return score_masks(np.asarray(predict(learn, c.image, **kwargs).dataobj), truth, voxel_mm(img), labels, case=c.id, tolerance=tolerance)
+    return pd.DataFrame([r for c in (progress_bar(cases, leave=False) if len(cases)>4 and watched() else cases) for r in one(c)])
 
 # %% ../nbs/32_report.ipynb #0794b668
 def pick_cases(

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'ReadImage', 'ReadMask', 'AsFloat', 'crop', 'split_cases', 'named_splits', 'check_labels', 'ahead', 'middle',
-           'random_centre', 'VolumeDL', 'where_to_hold', 'volume_sets', 'make_loaders', 'volume_dls', 'SegmentLoss',
-           'case_dice', 'LabelDice', 'dice_metrics', 'out_of_memory', 'halved', 'ScaleLr', 'fit_batch',
-           'SegmentLearner', 'set_patches', 'nesterov', 'body_head', 'adopt', 'segmenter', 'mlflow_callback']
+           'random_centre', 'VolumeDL', 'where_to_hold', 'volume_sets', 'patch_box', 'make_loaders', 'few_steps',
+           'volume_dls', 'SegmentLoss', 'case_dice', 'LabelDice', 'dice_metrics', 'out_of_memory', 'halved', 'ScaleLr',
+           'fit_batch', 'SegmentLearner', 'set_patches', 'nesterov', 'body_head', 'adopt', 'segmenter',
+           'mlflow_callback']
 
-# %% ../nbs/24_segment.ipynb #59f76dd7
+# %% ../nbs/24_segment.ipynb #d3a2ba5c
 import matplotlib.pyplot as plt, numpy as np
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from .volumes import Case, VolumeSet, open_volumes, prepare, read_volume, scan, 
 from .store import preprocess
 from .augment import Augment, crop_size
 from .training import Bf16, Curves, Ema, KeepLast, SafeLearner, SeedFit, has_bf16, named
-from .plan import Plan, check_asked, fmt, plan as make_plan, plan_from, volume_device
+from .plan import Plan, check_asked, fmt, plan as make_plan, plan_from, schedule, volume_device
 from .transfer import summary, transfer
 from .models import as_model, load_model, network, save_model
 from .predict import predict, probabilities
@@ -178,7 +179,7 @@ def where_to_hold(nbytes, device) -> torch.device:
     fits = device.type=='cuda' and nbytes < torch.cuda.mem_get_info(device)[0]/3
     return device if fits else torch.device('cpu')
 
-# %% ../nbs/24_segment.ipynb #73261e47
+# %% ../nbs/24_segment.ipynb #94d40099
 def volume_sets(vs, plan, store, splits, hold) -> Datasets:
     "The cases as fastai's `Datasets`, read from the store"
     dsets = Datasets(vs.cases, [[ReadImage(plan, store, vs.cases)], [ReadMask(store)]], splits=splits)
@@ -186,17 +187,26 @@ def volume_sets(vs, plan, store, splits, hold) -> Datasets:
     dsets.store, dsets.hold = store, hold
     return dsets
 
+def patch_box(p:Plan, aug=None) -> tuple: return p.patch_size if aug is None else crop_size(p.patch_size, p.spacing, aug.rotate, aug.scale)
+
 def make_loaders(dsets, p:Plan, augment, device, path) -> DataLoaders:
     "Training, validation and test loaders of `dsets`"
-    coils, n = all(o=='zscore' for o in p.norm), len(dsets.splits[0])
-    aug = Augment(p.patch_size, p.spacing, **({} if coils else dict(bias=0))) if augment else None   # CT has no coils, so no bias field
-    dl = VolumeDL(dsets.subset(0), p, crop_size(p.patch_size, p.spacing) if augment else p.patch_size, random=True, bs=min(p.bs, n), shuffle=True, drop_last=n>p.bs,
-                  device=device, after_batch=[AsFloat(), *([aug] if augment else [])])
+    n, ct = len(dsets.splits[0]), any(o!='zscore' for o in p.norm)
+    asked = (dict(bias=0) if ct else {}) | (augment if isinstance(augment, dict) else {}) # CT has no coils, so no bias field
+    aug = Augment(p.patch_size, p.spacing, **asked) if augment is not False else None
+    dl = VolumeDL(dsets.subset(0), p, patch_box(p, aug), random=True, bs=min(p.bs, n), shuffle=True, drop_last=n>p.bs, device=device, after_batch=[AsFloat(), *L(aug)])
     rest = [dl.new(dsets.subset(i), box=p.size, random=False, bs=1, shuffle=False, drop_last=False, after_batch=[AsFloat()]) for i in (1,2) if dsets.splits[i]]
     for o in (dl, *rest): o.dataset.store, o.dataset.hold = dsets.store, dsets.hold
     return DataLoaders(dl, *rest, path=path, device=device)
 
-# %% ../nbs/24_segment.ipynb #ecfddb91
+# %% ../nbs/24_segment.ipynb #dec951bf
+def few_steps(p:Plan, n_train, asked) -> Plan:
+    "The plan with the schedule that fits `n_train` cases; what the user asked for stays"
+    epochs, lr = schedule(n_train, min(p.bs, n_train))
+    p = replace(p, epochs=asked.get('epochs') or epochs, lr=asked.get('lr') or lr)
+    return replace(p, why=[o for o in p.why if not o.startswith('epochs')] + [f'epochs {p.epochs}: for {n_train} labelled cases; learning rate {p.lr:g}'])
+
+# %% ../nbs/24_segment.ipynb #d8b7daee
 def volume_dls(
     source,            # A name ('hippocampus'), a folder in Decathlon layout, or a `VolumeSet`
     n_labelled=None,   # Train on so many cases only
@@ -205,7 +215,7 @@ def volume_dls(
     memory=None,       # That training may take, such as '8 GB'; what is free unless given
     valid_pct=.2, test_pct=.2, seed=42, # The split; said in a line
     splits=None,       # Lists of case names for training, validation (and test), instead of a drawn split
-    augment=True,      # `Augment` on training batches
+    augment=True,      # `Augment` on training batches; a dict for its settings, such as dict(flip=(0,)); False for plain patches
     empty_ok=False,    # Whether a mask may be all background
     frame=None,        # Of 4D files: an index, or 'channels'
     **overrides,       # Fields of the plan: spacing, patch_size, filters ...
@@ -220,6 +230,7 @@ def volume_dls(
     check_labels(fp, vs.labels, groups)
     p = plan or make_plan(vs, device, memory=memory, fingerprint=fp, bs=bs, **overrides)
     if bs: p = replace(p, bs=bs)
+    if plan is None and n_labelled: p = few_steps(p, n_labelled, overrides)
     device, store = volume_device(device), preprocess(vs, p.spacing, p.norm, p.frame)
     dsets = volume_sets(vs, p, store, groups, where_to_hold(store.nbytes, device))
     dls = make_loaders(dsets, p, augment, device, cache_dir()/'learners'/stem(vs.name))
@@ -293,7 +304,7 @@ def fit_batch(b, p:Plan) -> tuple:
     if len(b[0]) <= p.bs and tuple(b[0].shape[2:]) == tuple(p.patch_size): return b
     return tuple(torch.stack([crop(o, (np.array(o.shape[1:])-1)/2, p.patch_size) for o in t[:p.bs]]) for t in b)
 
-# %% ../nbs/24_segment.ipynb #4ac9611a
+# %% ../nbs/24_segment.ipynb #c6a565e5
 class SegmentLearner(SafeLearner):
     "A fastai `Learner` with `fine_tune` set for volumes, which goes on with less where memory runs out"
     # fastai's lr_mult of 100 all but freezes the body, which suits photographs; from one organ to another even 4 was worse than 1
@@ -325,17 +336,17 @@ class SegmentLearner(SafeLearner):
         print(f'Memory ran out: going on with batches of {small.bs} x {fmt(small.patch_size)}' + (f' and {self.scale_lr.factor:g} of the learning rate' if n>1 else ''))
         set_patches(self.dls, small)
 
-    def predict(self, image): # fastai's own would answer on the network's grid
+    def predict(self, image, **kwargs): # fastai's own would answer on the network's grid
         "The mask of an image file on its own grid, as `predict(learn, image)`"
-        return predict(self, image)
+        return predict(self, image, **kwargs)
 
-# %% ../nbs/24_segment.ipynb #3813ff31
+# %% ../nbs/24_segment.ipynb #fdcdd754
 def set_patches(dls, p:Plan):
     "Let the training loader draw the patches and batches of another plan; validation sees what it saw"
     for o in (dls, *dls.loaders): o.plan = p
     aug = next((t for t in dls.train.after_batch.fs if isinstance(t, Augment)), None)
     if aug is not None: aug.patch_size = p.patch_size
-    dls.train.bs, dls.train.box = min(p.bs, dls.train.n), crop_size(p.patch_size, p.spacing) if aug is not None else p.patch_size
+    dls.train.bs, dls.train.box = min(p.bs, dls.train.n), patch_box(p, aug)
 
 # %% ../nbs/24_segment.ipynb #0262cc99
 HEADS = 'output_block', 'deep_supervision_heads'
