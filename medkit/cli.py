@@ -86,10 +86,11 @@ def report_run(learn, out, **recipe):
     print(report(learn, out))
     save_json(json.loads((out/'run.json').read_text(encoding='utf-8')) | recipe, out/'run.json')
 
-# %% ../nbs/90_cli.ipynb #652e475b
+# %% ../nbs/90_cli.ipynb #fd952dc5
 def train_volumes(a):
     from dataclasses import asdict
-    from medkit.segment import save_model, segmenter, volume_dls
+    from medkit.models import save_model
+    from medkit.segment import segmenter, volume_dls
     if a.arch: raise MedkitError('--arch is for pictures: the network for volumes is planned from the data')
     dls = volume_dls(a.source, a.n_labelled, seed=a.seed, memory=a.memory, frame=a.frame, spacing=a.spacing)
     learn = segmenter(dls, a.pretrained, seed=a.seed)
@@ -148,12 +149,12 @@ def label_pictures(a, image, out) -> list:
     with atomic(out/'predictions.csv') as f: table.to_csv(f, index=False)
     return [out/'predictions.csv']
 
-# %% ../nbs/90_cli.ipynb #e402ba30
+# %% ../nbs/90_cli.ipynb #2afc2128
 def cmd_evaluate(a):
     from medkit.evaluate import evaluate_folder
     from medkit.core import save_json
     out = out_folder(a.out) if a.out else None
-    r = evaluate_folder(a.pred, a.truth)
+    r = evaluate_folder(a.pred, a.truth, tolerance=a.tolerance)
     print(r)
     if out: save_json(r.to_dict(), out/'metrics.json'); r.per_case.to_csv(out/'cases.csv', index=False)
 
@@ -174,7 +175,7 @@ def command(subs, name, run, help, example, *args):
     for flags, options in args: p.add_argument(*flags.split(), **options)
     p.set_defaults(run=run)
 
-# %% ../nbs/90_cli.ipynb #80cba880
+# %% ../nbs/90_cli.ipynb #ce944b81
 def parser():
     "The whole command line"
     p = argparse.ArgumentParser('medkit', description='Deep learning on medical images: a course kit.', epilog='Each command has its own --help with an example.')
@@ -203,7 +204,7 @@ def parser():
             ('--mirror', dict(action='store_true', help='for volumes: average over mirrored images, if the model met such in training; up to 8 times the work')),
             ('--largest', dict(action='store_true', help='for volumes: keep only the largest piece of each label')))
     command(subs, 'evaluate', cmd_evaluate, 'score predicted masks against true ones', 'medkit evaluate masks/ labelsTr/ --out scores/',
-            ('pred', dict(help='predicted masks: a folder or a file')), ('truth', dict(help='true masks with the same names')), ('--out', dict(metavar='DIR', help='also write metrics.json and cases.csv there')))
+            ('pred', dict(help='predicted masks: a folder or a file')), ('truth', dict(help='true masks with the same names')), ('--out', dict(metavar='DIR', help='also write metrics.json and cases.csv there')), ('--tolerance', dict(type=float, default=1., metavar='MM', help='of surface Dice (1 mm)')))
     command(subs, 'test', cmd_test, 'run every notebook and every test of a repository copy', 'medkit test')
     return p
 

@@ -6,7 +6,7 @@
 __all__ = ['SOURCES', 'TARGETS', 'PICTURES', 'SAMPLES', 'SPACING', 'first_here', 'train_steps', 'loaders', 'learn_source',
            'transfer_target', 'classify_pictures', 'demo_page', 'demo']
 
-# %% ../nbs/40_demo.ipynb #9b372274
+# %% ../nbs/40_demo.ipynb #6867fa24
 import math, time
 from pathlib import Path
 from .core import MedkitError, data_dirs, environ, run_record, save_json, seeded
@@ -15,7 +15,8 @@ from .classify import classifier, image_dls, save_classifier
 from .evaluate import compare_means
 from .report import Page, add_result, report_classes, report_segmenter
 from .training import quiet
-from .segment import save_model, segmenter, volume_dls
+from .models import save_model
+from .segment import segmenter, volume_dls
 
 # %% ../nbs/40_demo.ipynb #b869e93d
 SOURCES, TARGETS, PICTURES = ('hippocampus', 'organ_a'), ('heart', 'la2018', 'organ_b'), ('dermamnist', 'ham10000', 'lesions')

@@ -9,7 +9,7 @@ __all__ = ['HEADS', 'ReadImage', 'ReadMask', 'AsFloat', 'crop', 'split_cases', '
            'fit_batch', 'SegmentLearner', 'set_patches', 'nesterov', 'body_head', 'adopt', 'segmenter',
            'mlflow_callback']
 
-# %% ../nbs/24_segment.ipynb #d3a2ba5c
+# %% ../nbs/24_segment.ipynb #60b4b7d6
 import matplotlib.pyplot as plt, numpy as np
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -26,8 +26,8 @@ from .augment import Augment, crop_size
 from .training import Bf16, Curves, Ema, KeepLast, SafeLearner, SeedFit, has_bf16, named
 from .plan import Plan, check_asked, fmt, plan as make_plan, plan_from, schedule, volume_device
 from .transfer import summary, transfer
-from .models import as_model, load_model, network, save_model
-from .predict import predict, probabilities
+from .models import load_model, network
+from .predict import predict
 
 # %% ../nbs/24_segment.ipynb #564aec63
 class ReadImage(Transform):

@@ -5,7 +5,8 @@ from medkit.budget import (Experiment, Run, all_runs, budget_summary, collect, c
                            pretrain_masked)
 from medkit.core import MedkitError
 from medkit.phantom import make_sample
-from medkit.segment import load_model, save_model, segmenter, volume_dls
+from medkit.models import load_model, save_model
+from medkit.segment import segmenter, volume_dls
 from medkit.training import named
 from medkit.transfer import network_starts
 

@@ -5,7 +5,8 @@ from medkit.core import MedkitError
 from medkit.catalog import DECATHLON, entry
 from medkit.decathlon import RECIPES, channels, make_task, recipe
 from medkit.plan import plan
-from medkit.segment import predict, segmenter, volume_dls
+from medkit.predict import predict
+from medkit.segment import segmenter, volume_dls
 from medkit.volumes import open_volumes, scan
 
 SMALL = dict(device='cpu', bs=2, filters=(4,8,16))

@@ -31,7 +31,8 @@ from monai.losses import DiceCELoss
 from torch.utils.flop_counter import FlopCounterMode
 from medkit.augment import Augment
 from medkit.models import network
-from medkit.segment import predict, segmenter, volume_dls
+from medkit.predict import predict
+from medkit.segment import segmenter, volume_dls
 from medkit.volumes import open_volumes
 
 AFFINE = dict(scales=.2, degrees=15)   # where only the affine is compared: these are `Augment`'s ranges
