@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['STARTS', 'COLORS', 'step_dls', 'Run', 'subset_cases', 'all_runs', 'random_patch', 'cubes', 'fill_in',
            'pretrain_masked', 'test_cases', 'known_mean', 'score_cases', 'Experiment', 'checksum', 'claim',
-           'masked_source', 'experiment', 'label_budget', 'LabelBudget', 'collect', 'run_weights', 'crossed_mean',
-           'matrix', 'compare_runs', 'budget_summary', 'first_step', 'steps_to', 'plot_budget', 'budget_words',
-           'budget_report']
+           'masked_source', 'check_budgets', 'experiment', 'label_budget', 'LabelBudget', 'collect', 'run_weights',
+           'crossed_mean', 'matrix', 'compare_runs', 'budget_summary', 'first_step', 'steps_to', 'plot_final',
+           'plot_steps', 'plot_budget', 'budget_words', 'budget_report']
 
-# %% ../nbs/34_budget.ipynb #5a43d2d4
+# %% ../nbs/34_budget.ipynb #6fa4192f
 import hashlib, json, numpy as np, pandas as pd, time, torch, torch.nn.functional as F
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from .core import MedkitError, atomic, choose, run_record, save_json, watched
 from .volumes import prepare, read_mask, read_volume
 from .training import KeepLast, has_bf16, history, named, weights
 from .transfer import begin, network_starts
-from .models import as_model, load_model, network
+from .models import as_model, load_model, network, split_ids
 from .predict import probabilities
 from .segment import segmenter, volume_dls
 from .evaluate import Comparison, Estimate, score_masks
@@ -81,7 +81,7 @@ def cubes(size, rng, side=8, share=.5) -> torch.Tensor:
     m = torch.from_numpy((rng.random(n) < share).astype('f4'))[None,None]
     return F.interpolate(m, scale_factor=side)[0][:, :size[0], :size[1], :size[2]]
 
-# %% ../nbs/34_budget.ipynb #dd388b9d
+# %% ../nbs/34_budget.ipynb #f55889dc
 def fill_in(net, x, hole) -> torch.Tensor:
     "Mean squared error inside the cubes that were cut out of `x`"
     with torch.autocast(x.device.type, torch.bfloat16, enabled=has_bf16(x.device)): filled = net(x*(1-hole))
@@ -101,7 +101,8 @@ def pretrain_masked(
         x = torch.stack([random_patch(images[rng.integers(len(images))], plan.patch_size, rng) for _ in range(bs)])
         loss = fill_in(net, x.to(device), torch.stack([cubes(plan.patch_size, rng) for _ in range(bs)]).to(device))
         loss.backward(); opt.step(); sched.step(); opt.zero_grad(); losses.append(loss.item())
-    print(f'masked reconstruction on {len(images)} images: error inside the cubes {np.mean(losses[:10]):.3f} at first, {np.mean(losses[-10:]):.3f} after {steps} steps (1 is guessing the mean)')
+    print(f'masked reconstruction on {len(images)} images: error inside the cubes {np.mean(losses[:10]):.3f} at first, '
+          f'{np.mean(losses[-10:]):.3f} after {steps} steps (1 is guessing the mean)')
     return weights(net)
 
 # %% ../nbs/34_budget.ipynb #fedc13cd
@@ -167,21 +168,25 @@ def masked_source(out, dls, steps, seed) -> dict:
         with atomic(f) as tmp: save_file(made, tmp)
     return load_file(f)
 
-# %% ../nbs/34_budget.ipynb #f3a37e5a
+# %% ../nbs/34_budget.ipynb #8f98b255
 STARTS = ('scratch', 'fine-tuned', 'encoder frozen', 'random encoder frozen', 'shuffled', 'masked')
+
+def check_budgets(budgets, n, steps, every):
+    "Told before the work"
+    if big := [b for b in budgets if b is not None and not 1 <= b <= n]:
+        raise MedkitError(f'A budget of {big[0]} cannot be drawn from {n} training cases: choose 1 to {n}, or None for all')
+    if steps < 1 or steps % every: raise MedkitError(f'steps={steps} is no multiple of every={every}: the curves need a point at the end')
 
 def experiment(dls, out, source, starts, budgets, masked_steps, **kwargs) -> Experiment:
     "Check what is asked for, claim the folder, and prepare what the runs share"
-    model, n, ids = load_model(source), len(dls.train_ds), {k: [c.id for c in dl.dataset.items] for k,dl in zip(('train','valid','test'), dls.loaders)}
-    if big := [b for b in budgets if b and not 1 <= b <= n]: raise MedkitError(f'A budget of {big[0]} cannot be drawn from {n} training cases: choose 1 to {n}, or None for all')
-    if kwargs['steps'] % kwargs['every']: raise MedkitError(f'steps={kwargs["steps"]} is no multiple of every={kwargs["every"]}: the curves need a point at the end')
-    plan = {k: v for k,v in asdict(dls.plan).items() if k != 'why'}
-    claim(out, dict(target=dls.set.name, **ids, source=model.name, weights=checksum(named(model.net)), plan=plan, masked_steps=masked_steps, **kwargs))
+    check_budgets(budgets, len(dls.train_ds), kwargs['steps'], kwargs['every'])
+    model, plan = load_model(source), {k: v for k,v in asdict(dls.plan).items() if k != 'why'}
+    claim(out, dict(target=dls.set.name, **split_ids(dls), source=model.name, weights=checksum(named(model.net)), plan=plan, masked_steps=masked_steps, **kwargs))
     masked = masked_source(out, dls, masked_steps, kwargs['seed']) if 'masked' in starts else None
     every = network_starts(named(model.net), masked)
     return Experiment(dls, test_cases(dls[2].dataset, dls.plan), {s: every[s] for s in starts}, out=Path(out), **kwargs)
 
-# %% ../nbs/34_budget.ipynb #a8ab9c2c
+# %% ../nbs/34_budget.ipynb #90586b4b
 def label_budget(
     target,          # What is to be learned: a name, a folder in Decathlon layout, a `VolumeSet`
     out,             # Folder of the experiment; goes on where it stopped
@@ -199,7 +204,8 @@ def label_budget(
     "Train every start on the same label subsets with the same seeds, and judge all on the same test cases"
     starts = ['scratch', *[choose(s, STARTS, 'start') for s in starts if s != 'scratch']]
     shape = load_model(source).plan # one network shape serves both tasks
-    dls = volume_dls(target, device=device, valid_pct=valid_pct, test_pct=test_pct, seed=seed, **{'filters': shape.filters, 'strides': shape.strides, **overrides})
+    overrides = {'filters': shape.filters, 'strides': shape.strides, **overrides}
+    dls = volume_dls(target, device=device, valid_pct=valid_pct, test_pct=test_pct, seed=seed, **overrides)
     e = experiment(dls, out, source, starts, budgets, masked_steps, steps=steps, every=every, lr=lr, seed=seed)
     runs = all_runs(budgets, subsets, seeds, starts)
     todo = [r for r in runs if not (e.out/'runs'/r.file).exists()]
@@ -209,7 +215,7 @@ def label_budget(
         if not i: print(f'the first took {rec["seconds"]:.0f} s: about {rec["seconds"]*len(todo)/60:.0f} minutes for {len(todo)}')
     return collect(out, runs, len(dls.train_ds))
 
-# %% ../nbs/34_budget.ipynb #4090f8ba
+# %% ../nbs/34_budget.ipynb #b8059127
 @dataclass
 class LabelBudget:
     "The tables of an experiment"
@@ -222,8 +228,8 @@ class LabelBudget:
 def collect(out, runs, n_all) -> LabelBudget:
     "Read the runs that are done; their tables are written beside them"
     done = [json.loads((Path(out)/'runs'/r.file).read_text(encoding='utf-8')) for r in runs if (Path(out)/'runs'/r.file).exists()]
-    def long(what): return pd.DataFrame([dict(start=o['start'], budget=o['budget'] or n_all, subset=o['subset'], seed=o['seed'], **row) for o in done for row in o[what]])
-    table, curves = (long(w).astype({'dice': float}) for w in ('cases','curve'))
+    def key(o): return dict(start=o['start'], budget=o['budget'] or n_all, subset=o['subset'], seed=o['seed'])
+    table, curves = (pd.DataFrame([key(o) | row for o in done for row in o[w]]).astype({'dice': float}) for w in ('cases','curve'))
     for name,df in (('table',table),('curves',curves)):
         with atomic(Path(out)/f'{name}.csv') as f: df.to_csv(f, index=False)
     settings = json.loads((Path(out)/'settings.json').read_text(encoding='utf-8'))
@@ -284,7 +290,7 @@ def budget_summary(
     pairs = lb.table[['budget','start']].drop_duplicates()
     return pd.DataFrame([row(b, s) for b,s in pairs.itertuples(index=False)]).sort_values('budget', kind='stable', ignore_index=True)
 
-# %% ../nbs/34_budget.ipynb #2bc176e9
+# %% ../nbs/34_budget.ipynb #c9189d8b
 def first_step(curve, dice) -> float:
     "The step at which a curve (columns step, dice) first reaches `dice`, between two points by straight line; inf where it never does"
     s, y = curve.sort_values('step')[['step','dice']].to_numpy().T
@@ -300,35 +306,48 @@ def steps_to(
     "A row a budget and start: in how many runs `dice` was reached, and the median step (inf: in fewer than half)"
     each = lb.curves.groupby(['budget','start','subset','seed'], sort=False)[['step','dice']].apply(first_step, dice=dice)
     by = each.groupby(['budget','start'], sort=False)
-    return pd.DataFrame(dict(runs=by.size(), reached=by.apply(lambda s: int(np.isfinite(s).sum())), median_step=by.median())).reset_index().sort_values('budget', kind='stable', ignore_index=True)
+    table = pd.DataFrame(dict(runs=by.size(), reached=by.apply(lambda s: int(np.isfinite(s).sum())), median_step=by.median()))
+    return table.reset_index().sort_values('budget', kind='stable', ignore_index=True)
 
-# %% ../nbs/34_budget.ipynb #bac6201a
+# %% ../nbs/34_budget.ipynb #a3b760df
 COLORS = dict(zip(STARTS, ('#1f2933','#1768ac','#2ec4f3','#7b8794','#d1495b','#c77800')))
+
+def plot_final(ax, s, starts, n_all):
+    "Test Dice of each start against the budget, a little apart so that intervals do not cover each other"
+    budgets = sorted(s.budget.unique())
+    for i,o in enumerate(starts):
+        rows = s[s.start==o].set_index('budget').reindex(budgets)
+        x, ends = np.arange(len(budgets)) + (i-(len(starts)-1)/2)*.1, [rows.dice-rows.dice_low, rows.dice_high-rows.dice]
+        ax.errorbar(x, rows.dice, ends, color=COLORS[o], marker='o', ms=4, lw=1.4, elinewidth=.9, label=o)
+    tidy(ax, 'Test Dice by labelled cases').set_xticks(range(len(budgets)), [f'all {b}' if b==n_all else b for b in budgets])
+    ax.set_xlabel('labelled cases')
+
+def plot_steps(ax, curves, starts, at):
+    "Validation Dice of each start against steps at budget `at`, mean over runs"
+    for o in starts:
+        c = curves[(curves.start==o) & (curves.budget==at)].groupby('step').dice.mean()
+        ax.plot(c.index, c, color=COLORS[o], marker='o', ms=3, lw=1.6, label=o)
+    tidy(ax, f'Validation Dice by step, {at} labelled cases').set_xlabel('optimiser step')
+    ax.legend(frameon=False, fontsize=8.5)
 
 def plot_budget(
     lb:LabelBudget,
     at=None,      # The budget whose curves are shown; the smallest unless given
     summary=None, # Of `budget_summary`, where it is at hand
 ) -> Figure:
-    "Left: test Dice against the budget, with 95 % intervals. Right: validation Dice against steps at one budget, mean over runs"
-    s, at = budget_summary(lb) if summary is None else summary, at or lb.table.budget.min()
+    "Left: test Dice against the budget, with 95 % intervals. Right: validation Dice against steps at one budget"
+    s = budget_summary(lb) if summary is None else summary
+    starts = [o for o in STARTS if o in set(s.start)]
     fig = Figure(figsize=(10,3.8), layout='constrained'); left, right = fig.subplots(1,2)
-    budgets, starts = sorted(s.budget.unique()), [o for o in STARTS if o in set(s.start)]
-    for i,o in enumerate(starts):
-        rows = s[s.start==o].set_index('budget').reindex(budgets)
-        x = np.arange(len(budgets)) + (i-(len(starts)-1)/2)*.1
-        left.errorbar(x, rows.dice, [rows.dice-rows.dice_low, rows.dice_high-rows.dice], color=COLORS[o], marker='o', ms=4, lw=1.4, elinewidth=.9, label=o)
-        c = lb.curves[(lb.curves.start==o) & (lb.curves.budget==at)].groupby('step').dice.mean()
-        right.plot(c.index, c, color=COLORS[o], marker='o', ms=3, lw=1.6, label=o)
-    tidy(left, 'Test Dice by labelled cases').set_xticks(range(len(budgets)), [f'all {b}' if b==lb.n_all else b for b in budgets]); left.set_xlabel('labelled cases')
-    tidy(right, f'Validation Dice by step, {at} labelled cases').set_xlabel('optimiser step'); right.legend(frameon=False, fontsize=8.5)
+    plot_final(left, s, starts, lb.n_all)
+    plot_steps(right, lb.curves, starts, at or lb.table.budget.min())
     return fig
 
-# %% ../nbs/34_budget.ipynb #db02d1a3
+# %% ../nbs/34_budget.ipynb #643544a1
 def budget_words(s:pd.DataFrame) -> list:
     "What the table of `budget_summary` says, a sentence a start; with the warning that many comparisons need"
     def at(rows): return ', '.join(f'{b}' for b in rows.budget) or 'none'
-    def one(o, r): return f'{o}: better than scratch at budgets {at(r[r.verdict=="better"])}; worse at {at(r[r.verdict=="worse"])}; not distinguishable at {at(r[r.verdict=="not distinguishable"])}.'
+    def one(o, r): return f'{o} against scratch, by budget: ' + '; '.join(f'{v}: {at(r[r.verdict==v])}' for v in ('better','worse','not distinguishable')) + '.'
     rest = s[s.verdict!='baseline']
     return [*[one(o, rest[rest.start==o]) for o in rest.start.unique()],
             f'{len(rest)} comparisons were made: about {len(rest)/20:.1f} of them would differ by chance alone.']
@@ -336,7 +355,9 @@ def budget_words(s:pd.DataFrame) -> list:
 def budget_report(lb:LabelBudget, path) -> Path:
     "The table, the figure, the sentences and the record as one HTML page"
     s, g = budget_summary(lb), lb.record['settings']
-    page = Page(f'{g["target"]}: labels and starts', f'{lb.record["runs"]} of {lb.record["planned"]} runs of {g["steps"]} steps, source {g["source"]}, {len(g["test"])} test cases')
+    runs = f'{lb.record["runs"]} of {lb.record["planned"]} runs of {g["steps"]} steps'
+    page = Page(f'{g["target"]}: labels and starts', f'{runs}, source {g["source"]}, {len(g["test"])} test cases')
     for w in budget_words(s): page.note(w, 'info')
     page.figure(plot_budget(lb, summary=s), 'Dice by labelled cases and by steps').table(s)
-    return page.text('Intervals: bootstrap over cases and, crossed with them, over runs (label subsets, then seeds). Differences are paired by subset, seed and case.').record(lb.record).save(path)
+    page.text('Intervals: bootstrap over cases and, crossed with them, over runs (label subsets, then seeds). Differences are paired by subset, seed and case.')
+    return page.record(lb.record).save(path)

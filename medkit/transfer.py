@@ -24,7 +24,7 @@ def other_channels(
 
 def other_inputs(a, b) -> bool: return len(a)==len(b)>2 and a[0]==b[0] and a[1]!=b[1] and a[2:]==b[2:]
 
-# %% ../nbs/21_transfer.ipynb #c152106f
+# %% ../nbs/21_transfer.ipynb #f2588218
 TRAINING_ONLY = 'deep_supervision_heads.'
 
 def transfer_report(
@@ -39,8 +39,8 @@ def transfer_report(
         if k not in source: return 'new', 'no such tensor'
         a, b = tuple(source[k].shape), tuple(t.shape)
         return ('re-shaped', f'{a[1]} input channels in the source') if k==first and other_inputs(a, b) else ('new', f'shape {a} in the source')
-    n = sum(t.numel() for t in target.values())
-    return pd.DataFrame([dict(tensor=k, shape=tuple(t.shape), parameters=t.numel(), share=t.numel()/n, **dict(zip(('state','why'), state(k,t)))) for k,t in target.items()])
+    rep = pd.DataFrame([(k, tuple(t.shape), t.numel(), *state(k,t)) for k,t in target.items()], columns=['tensor','shape','parameters','state','why'])
+    return rep.assign(share=rep.parameters/rep.parameters.sum())
 
 # %% ../nbs/21_transfer.ipynb #e3cef938
 def reused_share(report:pd.DataFrame) -> float:
@@ -48,7 +48,7 @@ def reused_share(report:pd.DataFrame) -> float:
     r = report[~report.tensor.str.startswith(TRAINING_ONLY)]
     return r.loc[r.state.isin(['reused','re-shaped']), 'parameters'].sum()/r.parameters.sum()
 
-# %% ../nbs/21_transfer.ipynb #dbd380fa
+# %% ../nbs/21_transfer.ipynb #3544e10b
 def transfer(
     model,        # The network to be trained; changed in place
     source:dict,  # Tensors by name
@@ -58,25 +58,27 @@ def transfer(
     target = named(model)
     rep = transfer_report(source, target)
     if reused_share(rep) < least:
-        raise MedkitError(f'Only {reused_share(rep):.0%} of the parameters match the source weights: build both networks with the same filters (first mismatch: {rep[rep.state=="new"].iloc[0].tensor})')
+        raise MedkitError(f'Only {reused_share(rep):.0%} of the parameters match the source weights: build both networks with the same filters '
+                          f'(first mismatch: {rep[rep.state=="new"].iloc[0].tensor})')
     same, other = (rep[rep.state==s].tensor for s in ('reused','re-shaped'))
     model.load_state_dict({k: source[k] for k in same} | {k: other_channels(source[k], target[k].shape) for k in other}, strict=False)
     return rep
 
-# %% ../nbs/21_transfer.ipynb #7c4ed0fa
+# %% ../nbs/21_transfer.ipynb #9355717c
 def summary(report:pd.DataFrame) -> str:
     "The report in one sentence"
     def names(state): return ", ".join(report[report.state==state].tensor)
-    n, other = (report.state!='training only').sum(), names('re-shaped')
-    return f'{(report.state=="reused").sum()} of {n} tensors reused ({reused_share(report):.1%} of the parameters); {f"re-shaped: {other}; " if other else ""}new: {names("new") or "none"}'
+    k, n, other = (report.state=='reused').sum(), (report.state!='training only').sum(), names('re-shaped')
+    return f'{k} of {n} tensors reused ({reused_share(report):.1%} of the parameters); ' + (f're-shaped: {other}; ' if other else '') + f'new: {names("new") or "none"}'
 
-# %% ../nbs/21_transfer.ipynb #4e7e7d19
+# %% ../nbs/21_transfer.ipynb #35500df4
 ENCODER = ('input_block', 'downsamples', 'bottleneck')
 
 def encoder_rest(model) -> list:
     "Two parameter groups for fastai's `splitter`: the encoder, and the decoder with the head"
     parts = dict(model.named_children())
-    if missing := [n for n in ENCODER if n not in parts]: raise MedkitError(f'This network has no {missing[0]}: only a DynUNet, as `network` makes it, can have its encoder frozen')
+    if missing := [n for n in ENCODER if n not in parts]:
+        raise MedkitError(f'This network has no {missing[0]}: only a DynUNet, as `network` makes it, can have its encoder frozen')
     encoder = [p for n in ENCODER for p in params(parts[n])]
     mine = set(map(id, encoder))
     return [encoder, [p for p in params(model) if id(p) not in mine]]
@@ -97,7 +99,7 @@ def shuffled(
     g = torch.Generator().manual_seed(seed)
     return {k: v.flatten()[torch.randperm(v.numel(), generator=g).to(v.device)].view(v.shape) for k,v in source.items()}
 
-# %% ../nbs/21_transfer.ipynb #18caed19
+# %% ../nbs/21_transfer.ipynb #019fa961
 class Start(NamedTuple):
     "How a network begins"
     tensors:object = None # Function of a seed that returns the tensors to carry over; none: the random ones stay
@@ -109,7 +111,8 @@ def network_starts(
 ) -> dict:
     "The starts that belong in one comparison, by name; 'scratch' is the baseline of all"
     def given(seed): return source
-    starts = {'scratch': Start(), 'fine-tuned': Start(given), 'encoder frozen': Start(given, True), 'random encoder frozen': Start(None, True), 'shuffled': Start(partial(shuffled, source))}
+    starts = {'scratch': Start(), 'fine-tuned': Start(given), 'encoder frozen': Start(given, True),
+              'random encoder frozen': Start(None, True), 'shuffled': Start(partial(shuffled, source))}
     return starts | ({'masked': Start(lambda seed: masked)} if masked else {})
 
 # %% ../nbs/21_transfer.ipynb #50fde83f
