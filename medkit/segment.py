@@ -348,17 +348,14 @@ def set_patches(dls, p:Plan):
     if aug is not None: aug.patch_size = p.patch_size
     dls.train.bs, dls.train.box = min(p.bs, dls.train.n), patch_box(p, aug)
 
-# %% ../nbs/24_segment.ipynb #0262cc99
+# %% ../nbs/24_segment.ipynb #ebe876b9
 HEADS = 'output_block', 'deep_supervision_heads'
 def nesterov(params, **kwargs): return OptimWrapper(params, torch.optim.SGD, momentum=.99, nesterov=True, weight_decay=3e-5, **kwargs)
 
 def body_head(model):
     "Parameters of the body, and of the layers that answer: the two groups of fine-tuning"
-    seen, groups = set(), ([], [])
-    for n,p in model.named_parameters():
-        if p not in seen: groups[n.startswith(HEADS)].append(p)
-        seen.add(p)
-    return list(groups)
+    named = list(model.named_parameters())
+    return [[p for n,p in named if n.startswith(HEADS)==head] for head in (False,True)]
 
 # %% ../nbs/24_segment.ipynb #7157cc99
 def adopt(p:Plan, source) -> Plan:
