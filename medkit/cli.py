@@ -105,12 +105,11 @@ def train_pictures(a):
     learn, n = classifier(image_dls(a.source, a.size, seed=a.seed), a.arch or 'resnet18', seed=a.seed), a.epochs or 10
     return learn, lambda: learn.fine_tune(n), save_classifier, dict(set=str(a.source), epochs=n, arch=a.arch or 'resnet18')
 
-# %% ../nbs/90_cli.ipynb #1a7fae48
+# %% ../nbs/90_cli.ipynb #9211fbe6
 def cmd_plan(a):
     from medkit.plan import plan
     check_data(a.data)
     with environ(**({'MEDKIT_DATA': a.data} if a.data else {})):
-        if not is_volumes(a.source): raise MedkitError(f'{a.source} is a set of pictures: plans are for volumes with masks')
         print(plan(a.source, memory=a.memory, spacing=a.spacing, frame=a.frame))
 
 # %% ../nbs/90_cli.ipynb #218145ca
