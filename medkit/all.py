@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/99_all.ipynb #b3ebe7ca
+# %% ../nbs/99_all.ipynb #ec90fc1d
 import matplotlib.pyplot as plt, nibabel as nib, numpy as np, pandas as pd
 from fastai.vision.all import *
 from .core import *
@@ -16,6 +16,8 @@ from .volumes import *
 from .decathlon import make_task, recipe
 from .resident import *
 from .training import *
+from .loaders import *
+from .backbones import *
 from .classify import *
 from .store import clear_stores, preprocess
 from .augment import Augment, crop_size

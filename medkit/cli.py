@@ -86,7 +86,7 @@ def report_run(learn, out, **recipe):
     print(report(learn, out))
     save_json(json.loads((out/'run.json').read_text(encoding='utf-8')) | recipe, out/'run.json')
 
-# %% ../nbs/90_cli.ipynb #fd952dc5
+# %% ../nbs/90_cli.ipynb #78a20b98
 def train_volumes(a):
     from dataclasses import asdict
     from medkit.models import save_model
@@ -99,7 +99,8 @@ def train_volumes(a):
     return learn, fit, save_model, dict(set=dls.set.name, epochs=n, pretrained=a.pretrained, plan=asdict(p))
 
 def train_pictures(a):
-    from medkit.classify import classifier, image_dls, save_classifier
+    from medkit.classify import classifier, save_classifier
+    from medkit.loaders import image_dls
     if a.n_labelled or a.pretrained: raise MedkitError('--n-labelled and --pretrained NAME are for volumes: pictures start from published weights where they can be had')
     if a.memory or a.spacing or a.frame is not None: raise MedkitError('--memory, --spacing and --frame are for volumes: pictures take --size')
     learn, n = classifier(image_dls(a.source, a.size, seed=a.seed), a.arch or 'resnet18', seed=a.seed), a.epochs or 10

@@ -6,12 +6,13 @@
 __all__ = ['SOURCES', 'TARGETS', 'PICTURES', 'SAMPLES', 'SPACING', 'first_here', 'train_steps', 'loaders', 'learn_source',
            'transfer_target', 'classify_pictures', 'demo_page', 'demo']
 
-# %% ../nbs/40_demo.ipynb #6867fa24
+# %% ../nbs/40_demo.ipynb #9a8a7857
 import math, time
 from pathlib import Path
 from .core import MedkitError, data_dirs, environ, run_record, save_json, seeded
 from .catalog import find
-from .classify import classifier, image_dls, save_classifier
+from .loaders import image_dls
+from .classify import classifier, save_classifier
 from .evaluate import compare_means
 from .report import Page, add_result, report_classes, report_segmenter
 from .training import quiet

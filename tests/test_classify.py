@@ -2,7 +2,9 @@
 import functools
 import numpy as np, PIL.Image, pytest, torch
 from fastai.vision.all import ClassificationInterpretation, Interpretation, Learner, DataLoaders
-from medkit import classify
+from medkit import backbones
+from medkit.loaders import *
+from medkit.backbones import *
 from medkit.classify import *
 from medkit.core import MedkitError
 from medkit.evaluate import evaluate_classes
@@ -44,7 +46,7 @@ def moved_by_a_frozen_fit(learn):
     return {k for k, v in learn.model.named_parameters() if not torch.equal(v, before[k])}
 
 def test_freeze_moves_the_head_only(small):
-    learn = classifier(image_dls(small, device='cpu'), 'simple_cnn', splitter=classify.body_and_head)
+    learn = classifier(image_dls(small, device='cpu'), 'simple_cnn', splitter=body_and_head)
     moved = moved_by_a_frozen_fit(learn)
     norms = {f'{n}.{p}' for n, m in learn.model.named_modules() if isinstance(m, torch.nn.BatchNorm2d) for p in ('weight', 'bias')}
     assert {'6.weight', '6.bias'} <= moved and {k for k in moved if not k.startswith('6.')} <= norms      # fastai lets the normalisations learn
@@ -131,7 +133,7 @@ def test_faults_of_a_folder_before_training(tmp_path):
     with pytest.raises(MedkitError, match='2.png cannot be used'): image_dls(tmp_path, size=16)
 
 def test_offline_says_from_scratch_and_does_not_hang(small, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(classify, 'reachable', lambda url: False)
+    monkeypatch.setattr(backbones, 'reachable', lambda url: False)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     learn = classifier(image_dls(small, device='cpu'), 'resnet18')
     assert 'from scratch: its pretrained weights are not in the cache' in capsys.readouterr().out

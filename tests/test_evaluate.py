@@ -124,7 +124,8 @@ def test_all_truth_empty(folders):
 
 def test_report_of_a_classifier(tmp_path):
     "From generated pictures to the page: test set used, numbers equal to the learner's own"
-    from medkit.classify import classifier, image_dls
+    from medkit.loaders import image_dls
+    from medkit.classify import classifier
     from medkit.phantom import make_sample
     make_sample('lesions', tmp_path/'lesions', n=300)
     dls = image_dls(next((tmp_path/'lesions').rglob('*.npz'), tmp_path/'lesions'), device='cpu')
