@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CODES', 'LESIONS', 'DERMAMNIST', 'TRAITS', 'LOOKS', 'FAULTS', 'ORGANS', 'CARD', 'ABOUT', 'SETS', 'grid', 'field',
-           'tube', 'paint', 'organ_a', 'organ_b', 'lesion', 'head_slice', 'head_ct', 'window', 'lesions', 'write_nifti',
+           'tube', 'paint', 'organ_a', 'organ_b', 'lesion', 'head_slice', 'head_ct', 'lesions', 'write_nifti',
            'make_sample']
 
 # %% ../nbs/01_phantom.ipynb #93bb895e
@@ -319,14 +319,12 @@ def head_ct(
     hu, masks = zip(*(head_slice(np.random.default_rng([4, seed, i]), k) for i, k in enumerate(labels)))
     return np.stack(hu), labels, np.stack(masks)
 
-# %% ../nbs/01_phantom.ipynb #97422281
-def window(
-    hu,        # Hounsfield units, any shape
-    center=40, # Middle of the window, HU
-    width=80,  # Its width, HU; 40/80 is the brain window
+# %% ../nbs/01_phantom.ipynb #51aa3110
+def _brain_window(
+    hu, # Hounsfield units, any shape
 ):
-    "The window's greys as uint8: 0 at its lower end and below, 255 at its upper end and above"
-    return np.rint(np.clip((np.asarray(hu, np.float32) - center)/width + .5, 0, 1)*255).astype(np.uint8)
+    "Greys of the brain window as uint8: 0 at 0 HU and below, 255 at 80 HU and above; `hounsfield` has the others"
+    return np.rint(np.clip((np.asarray(hu, np.float32) - 40)/80 + .5, 0, 1)*255).astype(np.uint8)
 
 # %% ../nbs/01_phantom.ipynb #1c20e3ba
 def _duplicates(rng, images, labels, splits, free):
@@ -466,14 +464,14 @@ def _write_lesions(name, folder, n, seed, faults, size):
     np.savez_compressed(folder/('lesions.npz' if size == 28 else f'lesions_{size}.npz'), **data)
     return truth
 
-# %% ../nbs/01_phantom.ipynb #fd7dfa56
+# %% ../nbs/01_phantom.ipynb #093e0025
 def _write_head_ct(name, folder, n, seed, faults, size):
     "`head_ct` as PNGs in the brain window in a folder a class, and as Hounsfield units in one .npz"
     hu, labels, masks = head_ct(n, seed)
     names, splits = [f'head_ct_{i:03}.png' for i in range(n)], np.where(np.arange(n) % 5, 'train', 'test')   # splits serve the faults only
     truth = _plant(np.random.default_rng([5, seed]), hu, labels, splits, faults, 1, 1500, names.__getitem__)
     for c in ('normal', 'bleed'): (folder/c).mkdir()
-    for im, c, file in zip(window(hu), labels, names): Image.fromarray(im).save(folder/('bleed' if c else 'normal')/file)
+    for im, c, file in zip(_brain_window(hu), labels, names): Image.fromarray(im).save(folder/('bleed' if c else 'normal')/file)
     np.savez_compressed(folder/'head_ct_hu.npz', hu=hu, labels=labels[:, None], masks=masks, names=np.array(names), spacing=np.full(2, 220/96))
     return truth
 

@@ -3,7 +3,8 @@ import json, pathlib, re, signal, subprocess, sys, time
 import nibabel as nib, numpy as np, pytest
 from PIL import Image
 from medkit import phantom
-from medkit.phantom import FAULTS, LESIONS, SETS, lesions, make_sample, organ_a, organ_b, window
+from medkit.phantom import FAULTS, LESIONS, SETS, lesions, make_sample, organ_a, organ_b
+from medkit.hounsfield import window
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DATA = ROOT/'data'
