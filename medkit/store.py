@@ -7,14 +7,14 @@ __all__ = ['FORMAT', 'Stored', 'label_points', 'write_array', 'write_case', 'is_
            'prepare_case', 'bytes_wanted', 'one_at_a_time', 'free_bytes', 'clear', 'fill', 'place', 'preprocess',
            'clear_stores']
 
-# %% ../nbs/13_store.ipynb #3708330e
+# %% ../nbs/13_store.ipynb #794742bb
 import contextlib, json, math, nibabel as nib, numpy as np, os, re, shutil, torch
 from dataclasses import dataclass, field
 from filelock import FileLock, Timeout
 from pathlib import Path
 from typing import NamedTuple
-from .core import MedkitError, cache_dir, choose
-from .volumes import (UNREADABLE, Case, Memo, VolumeSet, case_content, check_norm, content, digest, grid_shape, in_threads, is_dicom, load_image,
+from .core import MedkitError, cache_dir, choose, in_threads
+from .volumes import (UNREADABLE, Case, Memo, VolumeSet, case_content, check_norm, content, digest, grid_shape, is_dicom, load_image,
                             open_volumes, prepare, read_mask, read_volume, resize)
 
 # %% ../nbs/13_store.ipynb #309eadb3

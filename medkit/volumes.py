@@ -6,20 +6,18 @@
 __all__ = ['UNREADABLE', 'SCAN', 'Case', 'VolumeSet', 'stem', 'read_dataset_json', 'frames_of', 'with_frame', 'open_volumes',
            'Volume', 'spacing_fault', 'load_nifti', 'is_dicom', 'series_files', 'slice_positions', 'load_dicom',
            'load_image', 'to_ras', 'pick_frame', 'read_volume', 'same_grid', 'read_mask', 'Memo', 'digest', 'content',
-           'case_content', 'in_threads', 'foreground', 'scan_case', 'known_row', 'spacing_faults', 'refuse',
-           'check_labels', 'scan', 'grid_shape', 'resize', 'thick_axis', 'zscore', 'check_norm', 'normalise', 'prepare',
-           'own_order', 'mask_image', 'made_here', 'free_for_mask', 'write_mask', 'show_planes']
+           'case_content', 'foreground', 'scan_case', 'known_row', 'spacing_faults', 'refuse', 'check_labels', 'scan',
+           'grid_shape', 'resize', 'thick_axis', 'zscore', 'check_norm', 'normalise', 'prepare', 'own_order',
+           'mask_image', 'made_here', 'free_for_mask', 'write_mask', 'show_planes']
 
-# %% ../nbs/04_volumes.ipynb #6a748816
+# %% ../nbs/04_volumes.ipynb #91878506
 import hashlib, json, nibabel as nib, numpy as np, os, pandas as pd, SimpleITK as sitk, time, torch, torch.nn.functional as F, zlib
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from fastprogress import progress_bar
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 from scipy.ndimage import gaussian_filter
-from .core import MedkitError, atomic, cache_dir, choose, watched
+from .core import MedkitError, atomic, cache_dir, choose, in_threads
 from .catalog import entry, fetch
 
 # %% ../nbs/04_volumes.ipynb #a9ed5d86
@@ -277,18 +275,6 @@ def case_content(case:Case, memo) -> list:
     "Digests of all files of a case: of a DICOM series its whole folder, of an .img its .hdr as well"
     def parts(p): return [p.with_suffix('.hdr'), p.with_suffix('.img')] if p.suffix.lower() in ('.img','.hdr') else [p.parent if p.is_file() and is_dicom(p) else p]
     return [content(f, memo) for p in (case.image, case.label) if p for f in parts(Path(p))]
-
-# %% ../nbs/04_volumes.ipynb #0a16e6cd
-def in_threads(
-    f, items,
-    workers=4, # Reading and decompressing release Python's lock
-) -> list:
-    "`f` of every item, by several threads, with a progress bar; after an error or an interrupt the items that wait are dropped"
-    with ThreadPoolExecutor(workers) as pool:
-        jobs = [pool.submit(f, o) for o in items]
-        bar = progress_bar(jobs, leave=False) if len(jobs)>16 and watched() else jobs
-        try: return [j.result() for j in bar]
-        except BaseException: pool.shutdown(cancel_futures=True); raise
 
 # %% ../nbs/04_volumes.ipynb #1e330a5b
 def foreground(
