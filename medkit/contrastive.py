@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STRONG', 'PENALTIES', 'TwoViews', 'plain_tfms', 'view_dls', 'metric_losses', 'contrastive_loss', 'spread', 'Encoder',
            'random_encoder', 'encode', 'contrastive_learner', 'pretrain_contrastive', 'labelled_rows', 'few_labels',
-           'logistic_path', 'logistic', 'still', 'probe', 'linear_probe', 'raw_pixels']
+           'fit_path', 'logistic', 'still', 'probe', 'linear_probe', 'raw_pixels', 'start_from', 'fine_tuned']
 
 # %% ../nbs/18_contrastive.ipynb #f15b00e8
 import time, warnings
@@ -49,7 +49,7 @@ def view_dls(
     train, valid = (dl.new(bs=min(bs, n), after_batch=tfms, shuffle=i==0, drop_last=i==0) for i,dl in enumerate(dls.loaders[:2]))
     return DataLoaders(train, valid, path=dls.path, device=dls.device)
 
-# %% ../nbs/18_contrastive.ipynb #ec36a2cc
+# %% ../nbs/18_contrastive.ipynb #d05a3855
 def metric_losses():
     "pytorch-metric-learning's losses, or a sentence about how to get them"
     try: from pytorch_metric_learning import losses
@@ -58,10 +58,10 @@ def metric_losses():
 
 def contrastive_loss(
     labels=False,   # Whether pictures of one class belong together (SupCon), or only views of one picture (NT-Xent)
-    temperature=.5, # Lower looks more at the nearest wrong answers; SimCLR's choice for small pictures
+    temperature=None, # Lower looks more at the nearest wrong answers; `None` is .1 with labels and .5 without, as SupCon's authors took them for small pictures
 ):                  # function of embeddings (2n,k) and labels (n,)
     "NT-Xent (Chen et al. 2020) or SupCon (Khosla et al. 2020) of two views"
-    loss = metric_losses().SupConLoss(temperature)
+    loss = metric_losses().SupConLoss(temperature or (.1 if labels else .5))
     def of_views(z, y): return loss(z.as_subclass(Tensor), (y.as_subclass(Tensor) if labels else torch.arange(len(y), device=z.device)).repeat(2))
     return of_views
 
@@ -104,13 +104,13 @@ def encode(
     encoder.eval()
     with torch.no_grad(): return torch.cat([encoder(x).float().cpu() for x, *_ in dl]).as_subclass(Tensor).numpy()
 
-# %% ../nbs/18_contrastive.ipynb #a5ffb916
+# %% ../nbs/18_contrastive.ipynb #72332903
 def contrastive_learner(
     dls,             # From `image_dls`
     arch='simple_cnn',
     labels=False,    # True: supervised contrastive (SupCon), which sees the labels of the training pictures
     augment=STRONG,
-    bs=128, temperature=.5, seed=42, cbs=None,
+    bs=128, temperature=None, seed=42, cbs=None,
 ) -> Learner:
     "A fastai `Learner` of two views: encoder and a projection head of two layers"
     enc = random_encoder(dls, arch, seed)
@@ -158,26 +158,28 @@ def few_labels(
     rows = train[labelled_rows(s.labels[train], fraction, seed)]
     return s.part(np.r_[np.resize(rows, len(train)) if repeat else rows, np.flatnonzero(s.splits != 'train')])
 
-# %% ../nbs/18_contrastive.ipynb #2cf08fcc
-PENALTIES = np.logspace(-5, 1, 7) # sklearn's C: smaller is a stronger penalty
+# %% ../nbs/18_contrastive.ipynb #607535ef
+PENALTIES = np.logspace(-5, 2, 8) # sklearn's C: smaller is a stronger penalty
 
-def logistic_path(x, y, seed=0):
-    "A logistic regression for each of `PENALTIES`, the strongest first, each starting from the one before"
-    m = LogisticRegression(warm_start=True, max_iter=300, tol=1e-3, random_state=seed)
+def fit_path(m, x, y):
+    "`m` fitted with each of `PENALTIES`, the strongest first, each starting from the one before"
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', ConvergenceWarning) # what has not settled after 300 steps is overfitted, and validation will not choose it
-        for c in PENALTIES: yield c, m.set_params(C=c).fit(x, y)
+        for c in PENALTIES: yield m.set_params(C=c).fit(x, y)
 
+# %% ../nbs/18_contrastive.ipynb #978c1a45
 def logistic(
     train, # Features and labels, (n,f) and (n,): each class must occur
     val,   # The same, to choose the penalty by the log loss
     test,  # Features only
 ) -> dict: # val and test: probabilities (n,classes); C
     "Logistic regression on standardised features, its penalty chosen on validation"
-    scale, (x, y) = StandardScaler().fit(train[0]), train
-    xv, xt = scale.transform(val[0]), scale.transform(test)
-    tried = [dict(val=m.predict_proba(xv), test=m.predict_proba(xt), C=float(c)) for c, m in logistic_path(scale.transform(x), y)]
-    return min(tried, key=lambda t: log_loss(val[1], t['val'], labels=range(len(t['val'][0]))))
+    scale, best = StandardScaler().fit(train[0]), dict(loss=np.inf)
+    for m in fit_path(LogisticRegression(warm_start=True, max_iter=300, tol=1e-3), scale.transform(train[0]), train[1]):
+        p = m.predict_proba(scale.transform(val[0]))
+        if (loss := log_loss(val[1], p, labels=m.classes_)) > 1.1*best['loss']: break # weaker penalties only fit more noise, and take longest
+        if loss < best['loss']: best = dict(loss=loss, C=float(m.C), val=p, test=m.predict_proba(scale.transform(test)))
+    return best
 
 # %% ../nbs/18_contrastive.ipynb #0c248c82
 def still(dl, dls):
@@ -194,13 +196,13 @@ def probe(
     out = logistic((x[0][rows], y[rows]), (x[1], yv), x[2])
     return out | dict(seconds=time.perf_counter()-start, n_features=x[0].shape[1])
 
-# %% ../nbs/18_contrastive.ipynb #1dc2514f
+# %% ../nbs/18_contrastive.ipynb #5d9dff5a
 def linear_probe(
     encoder, # From `pretrain_contrastive` or `random_encoder`
     dls,     # From `image_dls`
     fraction=1., # Share of the training labels
     seed=42, # Of the choice of labels
-) -> dict:   # val, test: probabilities; seconds, n_features, C
+) -> dict:   # val, test: probabilities; seconds, n_features, C, loss
     "Logistic regression on the frozen encoder's features"
     start = time.perf_counter()
     return probe([encode(encoder, still(dl, dls)) for dl in dls.loaders], dls.set, fraction, seed, start)
@@ -211,3 +213,20 @@ def raw_pixels(
     "Logistic regression on the pixels themselves, the control that needs no network"
     parts = [dls.set.part(k).images for k in ('train', 'val', 'test')]
     return probe([p.reshape(len(p), -1)/255 for p in parts], dls.set, fraction, seed)
+
+# %% ../nbs/18_contrastive.ipynb #0102daa2
+def start_from(model, encoder:Encoder):
+    "Copy all that the encoder has into a network of the same architecture; the last layer stays as it is"
+    model.load_state_dict(encoder.body.state_dict(), strict=False)
+    return model
+
+def fine_tuned(
+    encoder,   # Where to start; `random_encoder` is training from scratch
+    dls,       # From `image_dls`, with the labels that may be used
+    epochs=10, lr=1e-2, seed=42,
+) -> Learner:
+    "A classifier whose body starts as a copy of the encoder, trained as a whole by one-cycle"
+    learn = classifier(dls, encoder.arch, pretrained=False, seed=seed)
+    start_from(learn.model, encoder)
+    with quiet(learn): learn.fit_one_cycle(epochs, lr)
+    return learn
