@@ -175,3 +175,52 @@ def test_real_spacing(real_data):
     row = score_masks(np.roll(m, 4, 0), m, nib.affines.voxel_sizes(img.affine), sorted(set(np.unique(m)) - {0}), case=f.name)[0]
     assert 1.2 < row['hd95'] <= 2.5 + 1e-4 and .8 < row['dice'] < 1
     assert row['hd95'] == hd95(np.roll(m, 4, 0) == 1, m == 1, (.625,)*3)
+
+
+def ranked(rng, n=250, c=4, seeds=3):
+    "True classes, one of them rare, and the answers of `seeds` trainings with many ties"
+    t = rng.choice(c, n, p=[.6, .25, .12, .03][:c])
+    z = rng.normal(0, 1, (seeds, n, c)) + 1.5*np.eye(c)[t]
+    p = np.exp(z)/np.exp(z).sum(-1, keepdims=True)
+    p = p.round(1) + 1e-3
+    return p/p.sum(-1, keepdims=True), t
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_class_metrics_are_scikit_learn_s(seed):
+    from sklearn import metrics as skm
+    from medkit.evaluate import compare_probs, evaluate_classes
+    p, t = ranked(np.random.default_rng(seed))
+    r, q = evaluate_classes(p[0], t, 'abcd'), p[0].argmax(1)
+    assert r['macro F1'].value == pytest.approx(skm.f1_score(t, q, average='macro'), abs=1e-6) and r['macro F1'].low < r['macro F1'].value < r['macro F1'].high
+    assert r['AUC, macro one-vs-rest'].value == pytest.approx(skm.roc_auc_score(t, p[0], multi_class='ovr'), abs=1e-9)
+    assert r['AUC, weighted one-vs-rest'].value == pytest.approx(skm.roc_auc_score(t, p[0], multi_class='ovr', average='weighted'), abs=1e-9)
+    fs = {'accuracy': lambda p: skm.accuracy_score(t, p.argmax(1)), 'balanced accuracy': lambda p: skm.balanced_accuracy_score(t, p.argmax(1)), 'auc': lambda p: skm.roc_auc_score(t, p, multi_class='ovr'),
+          'f1': lambda p: skm.f1_score(t, p.argmax(1), average='macro'), ('recall', 3): lambda p: skm.recall_score(t, p.argmax(1), average=None)[3]}
+    flat = np.full_like(p[0], .25)
+    for m, f in fs.items():
+        c = compare_probs(p, flat, t, m, n_boot=50)
+        assert c.difference == pytest.approx(np.mean([f(o) for o in p]) - f(flat), abs=1e-6) and c.low <= c.difference <= c.high and c.n == len(t)
+        d = compare_probs(flat, p, t, m, n_boot=50)
+        assert (d.difference, d.low, d.high) == pytest.approx((-c.difference, -c.high, -c.low), abs=1e-6) or m != 'accuracy'
+
+
+def test_order_of_cases_and_seeds_does_not_decide():
+    "The estimate ignores the order of rows; a relabelled class changes nothing; another resampling seed changes little"
+    from medkit.evaluate import compare_probs
+    rng = np.random.default_rng(0)
+    p, t = ranked(rng); q, _ = ranked(rng)
+    at, order = compare_probs(p, q, t, 'auc', n_boot=200), rng.permutation(len(t))
+    assert compare_probs(p[::-1, order], q[:, order], t[order], 'auc', n_boot=200).difference == pytest.approx(at.difference, abs=1e-6)
+    assert compare_probs(p[..., ::-1], q[..., ::-1], 3-t, 'auc', n_boot=200)[:3] == pytest.approx(at[:3], abs=1e-6)
+    assert compare_probs(p, q, t, 'auc', n_boot=200) == at != compare_probs(p, q, t, 'auc', n_boot=200, seed=1)
+
+
+def test_comparison_refuses_what_cannot_be_paired():
+    from medkit.evaluate import compare_probs
+    p, t = ranked(np.random.default_rng(0))
+    for a, b, targs, text in [(p, p[..., :3]/p[..., :3].sum(-1, keepdims=True), t % 3, '4 classes and the other 3'), (p[:, :9], p, t, '9 rows'), (p*2, p, t, 'sums to 2'),
+                              (p[0, 0], p, t, 'shape'), (p, p, np.where(t == 3, 7, t), 'targs'), (p[:0], p, t, 'give')]:
+        with pytest.raises(MedkitError, match=text): compare_probs(a, b, targs)
+    with pytest.raises(MedkitError, match='did you mean auc or accuracy'): compare_probs(p, p, t, 'acc')
+    assert compare_probs(p[:, :2], p[:, :2], t[:2]).verdict == 'not distinguishable'
