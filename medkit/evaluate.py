@@ -8,9 +8,9 @@ __all__ = ['HEADS', 'CLASS_METRICS', 'METHODS', 'MASK_METRICS', 'POOLED', 'Estim
            'surface_dice_head', 'readable', 'figure_uri', 'result_html', 'Result', 'to_np', 'check_predictions',
            'score_class', 'auc_correlation', 'against_lazy', 'class_notes', 'draw_counts', 'over', 'class_counts',
            'recalls', 'f1s', 'weighted_auc', 'aucs', 'class_mean', 'class_metric', 'boot_ci', 'evaluate_classes',
-           'resample_metric', 'check_trainings', 'compare_probs', 'binary', 'dice', 'crop_both', 'check_mm',
-           'border_distances', 'surface_scores', 'hd95', 'assd', 'surface_dice', 'name_labels', 'check_mask',
-           'name_tolerance', 'score_label', 'score_masks', 'mask_heads', 'mask_notes', 'label_groups', 'evaluate_masks',
+           'wander', 'check_trainings', 'compare_probs', 'binary', 'dice', 'crop_both', 'check_mm', 'border_distances',
+           'surface_scores', 'hd95', 'assd', 'surface_dice', 'name_labels', 'check_mask', 'name_tolerance',
+           'score_label', 'score_masks', 'mask_heads', 'mask_notes', 'label_groups', 'evaluate_masks',
            'compare_results', 'read_labels', 'mask_files', 'pair_files', 'voxel_mm', 'score_files', 'truth_labels',
            'evaluate_folder']
 
@@ -364,18 +364,18 @@ def evaluate_classes(
     lazy = [against_lazy(p.argmax(1) == t, t == pc.n.argmax(), vocab[pc.n.argmax()])]
     return Result('classes', pd.DataFrame([dict(metric=k, **e._asdict()) for k, e in rows.items()]), per_class=pc, notes=lazy + class_notes(pc) + [METHODS])
 
-# %% ../nbs/30_evaluate.ipynb #84d3a229
-def resample_metric(
-    metric,  # Function of `class_metric`
-    p,       # (s,n,c) probabilities of s trainings
-    t, w,    # True classes (n,); counts (b,n)
-    rng,     # Draws the trainings
-):           # (b,)
-    "The metric's mean over drawn trainings, in each resample of the cases"
-    m = np.stack([metric(w, q, t) for q in p], 1)
-    if len(p) == 1: return m[:, 0]
-    drawn = rng.multinomial(len(p)-1, np.full(len(p), 1/len(p)), len(w))
-    return (m*drawn).sum(1)/(len(p)-1)
+# %% ../nbs/30_evaluate.ipynb #e27f6e31
+def wander(
+    metric, # From `class_metric`
+    p, t,   # (s,n,c) probabilities of s trainings; true classes (n,)
+    counts, # Resamples of the cases, a list of (b,n)
+    rng,    # Draws the trainings
+):          # The mean over trainings, and how far it is off in each resample
+    "A metric's mean over trainings, and its spread over resampled cases and resampled trainings"
+    each = np.array([metric(np.ones((1, len(t)), np.float32), q, t)[0] for q in p])
+    off = np.concatenate([np.mean([metric(w, q, t) for q in p], 0) for w in counts]) - each.mean()
+    if len(p) > 1: off += rng.multinomial(len(p)-1, np.full(len(p), 1/len(p)), len(off)) @ each/(len(p)-1) - each.mean()
+    return each.mean(), off
 
 # %% ../nbs/30_evaluate.ipynb #43654893
 def check_trainings(probs, targs):
@@ -385,7 +385,7 @@ def check_trainings(probs, targs):
     both = [check_predictions(q, targs, range(p.shape[-1])) for q in (p if p.ndim == 3 else p[None])]
     return np.stack([q for q, _ in both]), both[0][1]
 
-# %% ../nbs/30_evaluate.ipynb #86fc23f6
+# %% ../nbs/30_evaluate.ipynb #436f6a8a
 def compare_probs(
     a,                 # Probabilities (n,c), or (seeds,n,c) of several trainings
     b,                 # The baseline's for the same cases in the same order; its number of seeds may differ
@@ -397,11 +397,10 @@ def compare_probs(
     "Is `a` better than `b`? Paired bootstrap over cases, and over trainings where there are several"
     (p, t), (q, _), f = check_trainings(a, targs), check_trainings(b, targs), class_metric(metric)
     if p.shape[2] != q.shape[2]: raise MedkitError(f'One side has {p.shape[2]} classes and the other {q.shape[2]}: compare answers to the same question')
-    def mean(x): return np.mean([f(np.ones((1, len(t)), np.float32), o, t) for o in x])
-    rng, parts = np.random.default_rng(seed), np.split(draw_counts(len(t), n_boot, seed), range(250, n_boot, 250)) # a part at a time fits any memory
-    d = np.concatenate([resample_metric(f, p, t, w, rng) - resample_metric(f, q, t, w, rng) for w in parts])
-    low, high = np.nanquantile(d, [.025, .975]).tolist() if len(t) > 2 else (math.nan,)*2
-    return Comparison(float(mean(p) - mean(q)), low, high, len(t), 'better' if low > 0 else 'worse' if high < 0 else 'not distinguishable')
+    rng, counts = np.random.default_rng(seed), np.split(draw_counts(len(t), n_boot, seed), range(250, n_boot, 250)) # a part at a time fits any memory
+    (x, dx), (y, dy) = (wander(f, o, t, counts, rng) for o in (p, q))
+    low, high = (x - y + np.nanquantile(dx - dy, [.025, .975])).tolist() if len(t) > 2 else (math.nan,)*2
+    return Comparison(float(x - y), low, high, len(t), 'better' if low > 0 else 'worse' if high < 0 else 'not distinguishable')
 
 # %% ../nbs/30_evaluate.ipynb #76eda115
 def binary(m):
