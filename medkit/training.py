@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['KeepLast', 'new_file', 'named', 'weights', 'load_weights', 'restore', 'SeedFit', 'has_bf16', 'Bf16', 'Ema',
-           'SafeLearner', 'quiet', 'Curves', 'history']
+           'Patience', 'Progressive', 'shrink', 'SafeLearner', 'quiet', 'Curves', 'history']
 
-# %% ../nbs/11_training.ipynb #ffb77d0e
+# %% ../nbs/11_training.ipynb #20d5e022
 import pandas as pd, random, torch, uuid
+import torch.nn.functional as F
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.mixup import MixHandler
 from fastai.learner import Learner
 from fastai.torch_core import to_float
 from safetensors.torch import load_file, save_file
@@ -130,7 +132,43 @@ class Ema(Callback):
         for p,m in zip(self.learn.model.parameters(), self.mean): p.data, m.data = m.data, p.data
         self.shown = on
 
-# %% ../nbs/11_training.ipynb #5a8b1577
+# %% ../nbs/11_training.ipynb #68433cbf
+class Patience(Callback):
+    "Stop when the validation loss has not fallen for `epochs` epochs; a fit ends with the weights of its best epoch"
+    order = 71 # after KeepLast and the Recorder
+    def __init__(self, epochs=5): self.epochs, self.kept = epochs, None
+    def before_fit(self): self.best, self.since, self.kept, self.trained, self.run = float('inf'), 0, None, False, not hasattr(self.learn, 'lr_finder')
+    def before_train(self): self.trained = True # not in `validate`
+    def after_epoch(self):
+        if not self.trained: return
+        loss = self.learn.final_record[1]
+        if loss < self.best: self.best, self.since, self.kept, self.at = loss, 0, weights(self.learn.model), self.epoch; return
+        self.since += 1
+        if self.since < self.epochs or self.epoch == self.n_epoch-1: return
+        print(f'Stopped after epoch {self.epoch}: the validation loss was lowest in epoch {self.at}, whose weights are back')
+        raise CancelFitException
+    def after_fit(self):
+        if self.kept: load_weights(self.learn.model, self.kept)
+        self.kept = None
+
+# %% ../nbs/11_training.ipynb #362772cc
+class Progressive(Callback):
+    "Shrink the training batches: to `start` of their edge at first, growing to full size at `until` of a fit"
+    order, run_valid = 9, False # before Bf16
+    def __init__(self,
+        start=.5, # Share of the edge
+        until=.7, # Share of the fit's batches; the rest trains at the size at which the network is used
+    ): self.start, self.until = start, until
+    def before_batch(self):
+        share = min(1, self.start + (1-self.start)*float(self.pct_train)/self.until)
+        if share < 1: self.learn.xb = tuple(shrink(x, share) for x in self.xb)
+
+def shrink(x, share):
+    "Pictures or volumes with each edge at `share` of its length"
+    size = [max(1, round(n*share)) for n in x.shape[2:]]
+    return F.interpolate(x, size, mode='trilinear') if x.ndim == 5 else F.interpolate(x, size, mode='bilinear', antialias=True)
+
+# %% ../nbs/11_training.ipynb #eb93f523
 class SafeLearner(Learner):
     "A `Learner` that leaves nothing switched on when it is interrupted or fails"
     def _close(self, *kinds):
@@ -144,6 +182,7 @@ class SafeLearner(Learner):
         try: super().fit(*args, **kwargs)
         except BaseException:
             self._close(SeedFit)
+            for cb in self.cbs.filter(lambda o: isinstance(o, MixHandler) and self.loss_func == o.lf): cb.after_cancel_fit() # gives the loss back
             if hasattr(self, 'keep_last'): self.keep_last.tell()
             raise
 

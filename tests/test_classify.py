@@ -18,7 +18,7 @@ def lesions():
 
 @pytest.fixture
 def small(own_cache):
-    "400 of its pictures, with every class"
+    "500 of its pictures, with every class"
     return lesions().part(np.r_[0:300, 1400:1500, 1600:1700])
 
 @pytest.fixture
@@ -200,7 +200,7 @@ def test_borrowed_body_saved_and_loaded(small, tmp_path, lite):
 def test_features_of_a_learner_after_training(small, lite):
     learn = classifier(image_dls(small, device='cpu'), lite)
     f = features(learn, learn.dls)
-    assert f.shape == (400, 1280) and np.allclose(f, features(lite, learn.dls), atol=1e-5)
+    assert f.shape == (500, 1280) and np.allclose(f, features(lite, learn.dls), atol=1e-5)
     assert not np.allclose(f, features(lite, learn.dls, pretrained=False), atol=.1)
 
 def test_timm_by_name(small):
