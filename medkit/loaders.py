@@ -4,23 +4,24 @@
 
 # %% auto #0
 __all__ = ['TensorImageGrey', 'TensorVolume', 'pixels', 'voxels', 'ToPicture', 'Measured', 'label_tfms', 'image_dsets',
-           'set_tensors', 'channel_stats', 'picture_augments', 'AugmentVolumes', 'PictureLoaders', 'set_dls',
-           'dull_answer', 'describe', 'image_dls']
+           'set_tensors', 'channel_stats', 'picture_augments', 'PictureLoaders', 'set_dls', 'dull_answer', 'describe',
+           'image_dls']
 
-# %% ../nbs/12_loaders.ipynb #9c887d10
-import numpy as np, PIL.Image, torch
+# %% ../nbs/12_loaders.ipynb #f76aa91a
+import inspect, numpy as np, PIL.Image, torch
 from fastai.vision.all import *
 from .core import *
 from .images import *
+from .augment2d import Augment2d
 from .resident import *
 
-# %% ../nbs/12_loaders.ipynb #433feb33
+# %% ../nbs/12_loaders.ipynb #681ca6cb
 class TensorImageGrey(TensorImageBW):
     "A picture with one channel, shown with bone white"
     _show_args = dict(cmap='gray')
 
 class TensorVolume(TensorImageGrey):
-    "A volume (1,d,h,w), shown as the middle planes of its three axes, side by side"
+    "A volume (1,d,h,w), shown as the middle planes of its three axes"
     def show(self, ctx=None, **kwargs): return show_image(flat(self[0].cpu().numpy()), ctx=ctx, **{**self._show_args, **kwargs})
 
 # %% ../nbs/12_loaders.ipynb #bbbf7d34
@@ -108,30 +109,15 @@ def channel_stats(
     mean = h@v
     return mean.tolist(), np.sqrt(np.maximum(h@v**2 - mean**2, 1e-8)).tolist()
 
-# %% ../nbs/12_loaders.ipynb #3e7ea97b
+# %% ../nbs/12_loaders.ipynb #679ac595
 def picture_augments(
-    augment=True, # True for the default, False for none, or a list of fastai batch transforms
+    augment=True, # True for the default of `Augment2d`, a dict of its arguments, False for none, or a list of fastai batch transforms
 ) -> list:
-    "Batch transforms of the training pictures"
+    "Batch transforms of the training pictures or volumes"
     if isinstance(augment, (list, tuple, L)): return list(augment)
-    return list(aug_transforms(max_rotate=10., max_zoom=1.1, max_lighting=.1, max_warp=0.)) if augment else []
-
-# %% ../nbs/12_loaders.ipynb #4ba0e1b7
-class AugmentVolumes(DisplayedTransform):
-    "Mirror (last axis), turn, enlarge and dim the training volumes, drawn for each; zero strength changes nothing"
-    split_idx, order = 0, 30 # after the bytes became floats, before `Normalize`
-    def __init__(self, flip=.5, rotate=10., zoom=1.1, dim=.1): store_attr() # probability, degrees, factor, share of the light
-    def places(self, x):
-        "Where each voxel is read, in `F.grid_sample`'s coordinates"
-        turn = torch.matrix_exp(torch.linalg.cross(torch.eye(3, device=x.device)[None], math.radians(self.rotate)*x.new_empty(len(x),1,3).uniform_(-1,1)))
-        sign = 1 - 2*(x.new_empty(len(x)).uniform_() < self.flip).float()[:,None,None]*tensor([1.,0,0]).to(x.device)
-        half = tensor(x.shape[:1:-1]).to(x) # an axis of any length runs from -1 to 1
-        m = turn*sign*half/half[:,None]/x.new_empty(len(x),1,1).uniform_(1, self.zoom)
-        return F.affine_grid(F.pad(m, (0,1)), x.shape, align_corners=False)
-    def encodes(self, x:TensorVolume):
-        v = x.as_subclass(Tensor)
-        y = F.grid_sample(v, self.places(v), padding_mode='reflection', align_corners=False)
-        return TensorVolume(y.mul_(v.new_empty(len(v),1,1,1,1).uniform_(1-self.dim, 1+self.dim)).clamp_(0, 1))
+    if not isinstance(augment, dict): return [Augment2d()] if augment else []
+    for k in augment: choose(k, list(inspect.signature(Augment2d.__init__).parameters)[1:], 'argument of Augment2d')
+    return [Augment2d(**augment)]
 
 # %% ../nbs/12_loaders.ipynb #657d8ed5
 class PictureLoaders(DataLoaders):
@@ -146,7 +132,7 @@ class PictureLoaders(DataLoaders):
         if len(self.loaders) < 3: raise MedkitError('This set has no test pictures: judge on dls.valid, and say so')
         return self.loaders[2]
 
-# %% ../nbs/12_loaders.ipynb #da65442d
+# %% ../nbs/12_loaders.ipynb #76d4e802
 def set_dls(
     s:ImageSet,   # Loaded and checked
     stats=None,   # (mean, std) of each channel; the training pictures' own unless told
@@ -156,7 +142,7 @@ def set_dls(
 ) -> DataLoaders:
     "Resident loaders of `s`; only the first one shuffles and augments"
     dsets, stats, volume = image_dsets(s), stats or channel_stats(s.images, np.flatnonzero(s.splits == 'train')), form_of(s.images) == 'volume'
-    tfms = [IntToFloatTensor(), *([AugmentVolumes()] if volume and augment is True else picture_augments(augment)), Normalize.from_stats(*stats, ndim=5 if volume else 4, cuda=False)]
+    tfms = [IntToFloatTensor(), *picture_augments(augment), Normalize.from_stats(*stats, ndim=5 if volume else 4, cuda=False)]
     lone = len(dsets.train) > bs and len(dsets.train) % bs == 1 # BatchNorm cannot learn from one picture alone
     held = set_tensors(s, dsets)
     dls = [ResidentDL(hold(dsets.subset(i), held, dsets.splits[i]), bs=bs, shuffle=i==0, drop_last=lone and i==0, after_batch=tfms) for i in range(dsets.n_subsets)]
@@ -164,7 +150,7 @@ def set_dls(
     dls.set = s
     return dls
 
-# %% ../nbs/12_loaders.ipynb #41239b14
+# %% ../nbs/12_loaders.ipynb #f922c5ad
 def dull_answer(s:ImageSet, judged) -> str:
     "What an answer that never looks at the picture achieves in split `judged`"
     y, t = s.labels[s.splits == 'train'], s.labels[s.splits == judged]
@@ -172,7 +158,7 @@ def dull_answer(s:ImageSet, judged) -> str:
         return f"numbers {y.min():.4g} to {y.max():.4g}, mean {y.mean():.4g}, SD {y.std():.4g} in train. Always answering the mean is off by {np.abs(t-y.mean()).mean():.3g} on average in {judged}"
     if y.ndim == 2:
         share, rare, often = y.mean(0), *(s.classes[i] for i in (y.mean(0).argmin(), y.mean(0).argmax()))
-        return f"{len(s.classes)} labels, in {share.min():.2g} ({rare}) to {share.max():.2g} ({often}) of the training pictures. Always answering no is right in {1-t.mean():.0%} of {judged}'s labels"
+        return f"{len(s.classes)} labels, in {100*share.min():.2g}% ({rare}) to {100*share.max():.2g}% ({often}) of train. Always answering no is right in {1-t.mean():.0%} of {judged}'s labels"
     top, order = np.bincount(y, minlength=len(s.classes)).argmax(), ' in the order ' + ' < '.join(s.classes) if s.task == 'ordinal-regression' else ''
     return f"{len(s.classes)} classes{order}. Always answering '{s.classes[top]}' is right in {(t == top).mean():.0%} of {judged}"
 
@@ -183,12 +169,12 @@ def describe(s:ImageSet) -> str:
     per = ' / '.join(f'{v} {k}' for k,v in n.items() if v)
     return f"{s.name}: {per} {'volumes' if form == 'volume' else 'pictures'}, {size}{'' if form == 'volume' else ' ' + form}, {dull_answer(s, 'test' if n['test'] else 'val')}"
 
-# %% ../nbs/12_loaders.ipynb #4ad5b0af
+# %% ../nbs/12_loaders.ipynb #e1cfd2c1
 def image_dls(
     source,       # Name in the catalog, folder, .npz, .tm, .csv, DataFrame, (images, labels[, splits]), dict of MedMNIST's six arrays, or an `ImageSet`
     size=None,    # Edge in pixels of the square (for volumes: cube) that each picture shall fill; `None` leaves them as they are
     bs=64,        # Pictures a batch: small enough for a laptop, large enough for BatchNorm
-    augment=True, # See `picture_augments`; for volumes `AugmentVolumes`
+    augment=True, # See `picture_augments`
     seed=42,      # Of the order of the batches, and of the split where the set has none
     device=None,  # The GPU where there is one
     **how,        # `task`, `label_col`, `label_delim`: see `open_images`
