@@ -51,13 +51,16 @@ def plain_cnn(
 
 OWN = dict(simple_cnn=simple_cnn, cnn4=plain_cnn, cnn6=partial(plain_cnn, layers=6), cnn8=partial(plain_cnn, layers=8)) # by name
 
-# %% ../nbs/15_backbones.ipynb #27d9bd11
+# %% ../nbs/15_backbones.ipynb #08837fa9
 def torchvision_archs():
     "torchvision's classifiers that end in a linear layer"
     return [n for n in torchvision.models.list_models(module=torchvision.models) if not n.startswith(('squeezenet', 'inception', 'googlenet'))]
 
-def archs() -> list:
+def archs(
+    volume=False, # Those for volumes: MONAI's residual networks
+) -> list:
     "All architectures that `classifier` knows by name"
+    if volume: return ['simple_cnn', *(f'resnet{n}' for n in (10, 18, 34, 50, 101, 152, 200))]
     return [*OWN, *torchvision_archs(), *(timm.list_models() if timm else [])]
 
 # %% ../nbs/15_backbones.ipynb #125215d3
