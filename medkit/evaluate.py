@@ -7,12 +7,12 @@ __all__ = ['HEADS', 'CLASS_METRICS', 'METHODS', 'MASK_METRICS', 'POOLED', 'Estim
            'compare_means', 'placements', 'auc_interval', 'mean_of_parts', 'cell_html', 'ci_columns', 'table_html',
            'surface_dice_head', 'readable', 'figure_uri', 'result_html', 'Result', 'to_np', 'check_predictions',
            'score_class', 'auc_correlation', 'against_lazy', 'class_notes', 'draw_counts', 'over', 'class_counts',
-           'recalls', 'f1s', 'weighted_auc', 'aucs', 'class_mean', 'class_metric', 'boot_ci', 'evaluate_classes',
-           'wander', 'check_trainings', 'compare_probs', 'binary', 'dice', 'crop_both', 'check_mm', 'border_distances',
-           'surface_scores', 'hd95', 'assd', 'surface_dice', 'name_labels', 'check_mask', 'name_tolerance',
-           'score_label', 'score_masks', 'mask_heads', 'mask_notes', 'label_groups', 'evaluate_masks',
-           'compare_results', 'read_labels', 'mask_files', 'pair_files', 'voxel_mm', 'score_files', 'truth_labels',
-           'evaluate_folder']
+           'recalls', 'f1s', 'weighted_auc', 'aucs', 'class_mean', 'class_metric', 'check_trainings', 'wander',
+           'resamples', 'around', 'score_probs', 'evaluate_classes', 'compare_probs', 'binary', 'dice', 'crop_both',
+           'check_mm', 'border_distances', 'surface_scores', 'hd95', 'assd', 'surface_dice', 'name_labels',
+           'check_mask', 'name_tolerance', 'score_label', 'score_masks', 'mask_heads', 'mask_notes', 'label_groups',
+           'evaluate_masks', 'compare_results', 'read_labels', 'mask_files', 'pair_files', 'voxel_mm', 'score_files',
+           'truth_labels', 'evaluate_folder']
 
 # %% ../nbs/30_evaluate.ipynb #bc70bc01
 import base64, html, io, math
@@ -330,39 +330,13 @@ def class_metric(
     if isinstance(metric, (tuple, list)) and len(metric) == 2 and metric[0] == 'recall': return lambda w, p, t: recalls(w, p, t)[:, metric[1]]
     return CLASS_METRICS[choose(metric, CLASS_METRICS, 'metric')]
 
-# %% ../nbs/30_evaluate.ipynb #77e65dfa
-def boot_ci(
-    metric,      # As `class_metric` takes it
-    p, t,        # Probabilities (n,c) and true classes (n,)
-    seed=0,
-    n_boot=2000,
-) -> Estimate:
-    "A metric of class probabilities with the percentile bootstrap's interval over cases; none for n < 3"
-    f, n = class_metric(metric), len(t)
-    v = float(f(np.ones((1, n), np.float32), p, t)[0])
-    if n < 3: return Estimate(v, math.nan, math.nan, n)
-    return Estimate(v, *np.nanquantile(f(draw_counts(n, n_boot, seed), p, t), [.025, .975]).tolist(), n)
-
-# %% ../nbs/30_evaluate.ipynb #ca6c1794
-METHODS = '95 % intervals: Wilson for shares, Newcombe for AUC, MOVER for means over classes, bootstrap for F1; n counts images.'
-
-# %% ../nbs/30_evaluate.ipynb #8160cb41
-def evaluate_classes(
-    probs, # (n,c) probabilities, tensor or array
-    targs, # (n,) true class indices
-    vocab, # The c class names
-) -> Result:
-    "Accuracy, balanced accuracy, macro F1, AUC and the numbers per class, each with n and a 95 % interval"
-    p, t = check_predictions(probs, targs, vocab)
-    pc = pd.DataFrame([score_class(c, name, p, t) for c, name in enumerate(vocab)])
-    there = np.flatnonzero(pc.n > 0)
-    def parts(k): return [Estimate(*pc.loc[i, [k, f'{k}_low', f'{k}_high', 'n']]) for i in there]
-    corr = auc_correlation(p, t, there) if len(there) > 1 else None
-    rows = {'accuracy': share((p.argmax(1) == t).sum(), len(t)), 'majority-class accuracy': share(pc.n.max(), len(t)),
-            'balanced accuracy': mean_of_parts(parts('sensitivity')), 'macro F1': boot_ci('f1', p, t),
-            'AUC, macro one-vs-rest': mean_of_parts(parts('auc'), corr), 'AUC, weighted one-vs-rest': mean_of_parts(parts('auc'), corr, pc.n[there])}
-    lazy = [against_lazy(p.argmax(1) == t, t == pc.n.argmax(), vocab[pc.n.argmax()])]
-    return Result('classes', pd.DataFrame([dict(metric=k, **e._asdict()) for k, e in rows.items()]), per_class=pc, notes=lazy + class_notes(pc) + [METHODS])
+# %% ../nbs/30_evaluate.ipynb #43654893
+def check_trainings(probs, targs):
+    "Probabilities (n,c) or (seeds,n,c) as an array (seeds,n,c), each looked at by `check_predictions`; and the classes"
+    p = to_np(probs)
+    if p.ndim not in (2, 3) or not len(p): raise MedkitError(f'probs has shape {p.shape}: give (n,c), or (seeds,n,c) for several trainings')
+    both = [check_predictions(q, targs, range(p.shape[-1])) for q in (p if p.ndim == 3 else p[None])]
+    return np.stack([q for q, _ in both]), both[0][1]
 
 # %% ../nbs/30_evaluate.ipynb #e27f6e31
 def wander(
@@ -377,15 +351,48 @@ def wander(
     if len(p) > 1: off += rng.multinomial(len(p)-1, np.full(len(p), 1/len(p)), len(off)) @ each/(len(p)-1) - each.mean()
     return each.mean(), off
 
-# %% ../nbs/30_evaluate.ipynb #43654893
-def check_trainings(probs, targs):
-    "Probabilities (n,c) or (seeds,n,c) as an array (seeds,n,c), each looked at by `check_predictions`; and the classes"
-    p = to_np(probs)
-    if p.ndim not in (2, 3) or not len(p): raise MedkitError(f'probs has shape {p.shape}: give (n,c), or (seeds,n,c) for several trainings')
-    both = [check_predictions(q, targs, range(p.shape[-1])) for q in (p if p.ndim == 3 else p[None])]
-    return np.stack([q for q, _ in both]), both[0][1]
+# %% ../nbs/30_evaluate.ipynb #b4fe5a5d
+def resamples(n, n_boot, seed): return np.split(draw_counts(n, n_boot, seed), range(250, n_boot, 250)) # a part at a time fits any memory
 
-# %% ../nbs/30_evaluate.ipynb #436f6a8a
+def around(value, off, n):
+    "Value and interval from its spread; no interval for n < 3"
+    low, high = (value + np.nanquantile(off, [.025, .975])).tolist() if n > 2 else (math.nan,)*2
+    return float(value), low, high, n
+
+# %% ../nbs/30_evaluate.ipynb #af4d5ed4
+def score_probs(
+    probs,             # Probabilities (n,c), or (seeds,n,c) of several trainings
+    targs,             # (n,) true class indices
+    metric='accuracy', # 'accuracy', 'balanced accuracy', 'f1', 'auc' (all but the first are means over classes), or ('recall', class number)
+    seed=0,            # Of the resampling
+    n_boot=2000,       # Resamples
+) -> Estimate:
+    "A metric of class probabilities, bootstrapped over cases, and over trainings where there are several"
+    p, t = check_trainings(probs, targs)
+    return Estimate(*around(*wander(class_metric(metric), p, t, resamples(len(t), n_boot, seed), np.random.default_rng(seed)), len(t)))
+
+# %% ../nbs/30_evaluate.ipynb #ca6c1794
+METHODS = '95 % intervals: Wilson for shares, Newcombe for AUC, MOVER for means over classes, bootstrap for F1; n counts images.'
+
+# %% ../nbs/30_evaluate.ipynb #a4393512
+def evaluate_classes(
+    probs, # (n,c) probabilities, tensor or array
+    targs, # (n,) true class indices
+    vocab, # The c class names
+) -> Result:
+    "Accuracy, balanced accuracy, macro F1, AUC and the numbers per class, each with n and a 95 % interval"
+    p, t = check_predictions(probs, targs, vocab)
+    pc = pd.DataFrame([score_class(c, name, p, t) for c, name in enumerate(vocab)])
+    there = np.flatnonzero(pc.n > 0)
+    def parts(k): return [Estimate(*pc.loc[i, [k, f'{k}_low', f'{k}_high', 'n']]) for i in there]
+    corr = auc_correlation(p, t, there) if len(there) > 1 else None
+    rows = {'accuracy': share((p.argmax(1) == t).sum(), len(t)), 'majority-class accuracy': share(pc.n.max(), len(t)),
+            'balanced accuracy': mean_of_parts(parts('sensitivity')), 'macro F1': score_probs(p, t, 'f1'),
+            'AUC, macro one-vs-rest': mean_of_parts(parts('auc'), corr), 'AUC, weighted one-vs-rest': mean_of_parts(parts('auc'), corr, pc.n[there])}
+    lazy = [against_lazy(p.argmax(1) == t, t == pc.n.argmax(), vocab[pc.n.argmax()])]
+    return Result('classes', pd.DataFrame([dict(metric=k, **e._asdict()) for k, e in rows.items()]), per_class=pc, notes=lazy + class_notes(pc) + [METHODS])
+
+# %% ../nbs/30_evaluate.ipynb #b192a53a
 def compare_probs(
     a,                 # Probabilities (n,c), or (seeds,n,c) of several trainings
     b,                 # The baseline's for the same cases in the same order; its number of seeds may differ
@@ -397,10 +404,10 @@ def compare_probs(
     "Is `a` better than `b`? Paired bootstrap over cases, and over trainings where there are several"
     (p, t), (q, _), f = check_trainings(a, targs), check_trainings(b, targs), class_metric(metric)
     if p.shape[2] != q.shape[2]: raise MedkitError(f'One side has {p.shape[2]} classes and the other {q.shape[2]}: compare answers to the same question')
-    rng, counts = np.random.default_rng(seed), np.split(draw_counts(len(t), n_boot, seed), range(250, n_boot, 250)) # a part at a time fits any memory
+    rng, counts = np.random.default_rng(seed), resamples(len(t), n_boot, seed)
     (x, dx), (y, dy) = (wander(f, o, t, counts, rng) for o in (p, q))
-    low, high = (x - y + np.nanquantile(dx - dy, [.025, .975])).tolist() if len(t) > 2 else (math.nan,)*2
-    return Comparison(float(x - y), low, high, len(t), 'better' if low > 0 else 'worse' if high < 0 else 'not distinguishable')
+    d = around(x - y, dx - dy, len(t))
+    return Comparison(*d, 'better' if d[1] > 0 else 'worse' if d[2] < 0 else 'not distinguishable')
 
 # %% ../nbs/30_evaluate.ipynb #76eda115
 def binary(m):
