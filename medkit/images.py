@@ -7,8 +7,8 @@ __all__ = ['BROKEN', 'TASKS', 'SIX', 'OPENERS', 'eight_bit', 'fit', 'fit_volume'
            'ImageSet', 'strata', 'draw_splits', 'same_files', 'complete_splits', 'settle', 'entry_of', 'open_images',
            'check_images']
 
-# %% ../nbs/03_images.ipynb #2e0512ea
-import hashlib, io, json, os, zipfile
+# %% ../nbs/03_images.ipynb #b1337905
+import hashlib, io, json, os, zipfile, zlib
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -42,19 +42,20 @@ def fit(
     "The whole picture inside a square, proportions kept, black around it"
     return im if size is None or im.size == (size, size) else ImageOps.pad(im, (size, size), Image.Resampling.BICUBIC, color=0)
 
-# %% ../nbs/03_images.ipynb #889046bd
+# %% ../nbs/03_images.ipynb #18c3ff09
 def fit_volume(
     v,    # uint8 array (d,h,w)
     size, # Voxels of an edge of the cube
 ):        # uint8 array (size,size,size)
     "The whole volume inside a cube, proportions kept, black around it"
     if v.shape == (size,)*3: return v
-    d, h, w = (max(1, round(n*size/max(v.shape))) for n in v.shape)
-    planes = np.stack([np.asarray(Image.fromarray(p).resize((w, h), Image.Resampling.BICUBIC)) for p in v])
-    v = np.asarray(Image.fromarray(planes.reshape(len(v), -1)).resize((h*w, d), Image.Resampling.BICUBIC)).reshape(d, h, w)
+    for axis, m in enumerate([max(1, round(n*size/max(v.shape))) for n in v.shape]):
+        rows = np.moveaxis(v, axis, -1)
+        plane = Image.fromarray(np.ascontiguousarray(rows).reshape(-1, rows.shape[-1]))
+        v = np.moveaxis(np.asarray(plane.resize((m, plane.height), Image.Resampling.BICUBIC)).reshape(*rows.shape[:-1], m), -1, axis)
     return np.pad(v, [((size-n)//2, (size-n+1)//2) for n in v.shape])
 
-# %% ../nbs/03_images.ipynb #8facf661
+# %% ../nbs/03_images.ipynb #929fb735
 def form_of(
     images, # uint8 array: (n,h,w), (n,h,w,3) or (n,d,h,w)
 ):          # 'grey', 'colour' or 'volume'
@@ -64,13 +65,13 @@ def form_of(
 def flat(
     x, # Array (h,w), (h,w,3), or a volume (d,h,w)
 ):     # Array (h,w) or (h,w,3)
-    "What can be drawn of a picture: itself; of a volume the middle planes of its three axes, side by side"
+    "What can be drawn of a picture: itself; of a volume the middle planes of its three axes, as a square of four with one left black"
     if x.ndim == 2 or x.shape[-1] == 3: return x
-    planes = [x.take(n//2, axis) for axis, n in enumerate(x.shape)]
-    return np.hstack([np.pad(p, ((0, max(x.shape)-len(p)), (0, 0))) for p in planes])
+    a, b, c = [np.pad(p, [((max(x.shape)-n)//2, (max(x.shape)-n+1)//2) for n in p.shape]) for p in (x.take(n//2, axis) for axis, n in enumerate(x.shape))]
+    return np.block([[a, b], [c, np.zeros_like(a)]])
 
-# %% ../nbs/03_images.ipynb #d14f3258
-BROKEN = OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError # what PIL raises over damaged files
+# %% ../nbs/03_images.ipynb #e4fbb591
+BROKEN = OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError, zipfile.BadZipFile, zlib.error # what PIL and zip raise over damaged files
 
 def read_image(
     file,      # `Path`, or a place inside a zip (`zipfile.Path`)
@@ -242,14 +243,14 @@ def draw_splits(
             out[np.isin(groups, left[:k])], left = split, left[k:]
     return out
 
-# %% ../nbs/03_images.ipynb #882ce5d5
+# %% ../nbs/03_images.ipynb #348f53d9
 def same_files(
     files, # List of paths or of arrays
 ):         # int array (n,): equal numbers for what has equal bytes
     "Which files are copies of each other"
     def digest(f):
         try: return hashlib.md5(f.tobytes() if isinstance(f, np.ndarray) else f.read_bytes(), usedforsecurity=False).hexdigest()
-        except OSError: return str(f)      # `check_images` will name it
+        except BROKEN: return str(f)       # `check_images` will name it
     with ThreadPoolExecutor() as pool: keys = list(tqdm(pool.map(digest, files), 'looking for copies', len(files), delay=2, leave=False))
     return np.unique(keys, return_inverse=True)[1]
 
@@ -271,17 +272,17 @@ def complete_splits(
           (f'; {copies} groups of identical files stay together' if copies else ''))
     return s
 
-# %% ../nbs/03_images.ipynb #002fdfa9
+# %% ../nbs/03_images.ipynb #b3b9536f
 def _measured(s, asked):
     "Labels as float numbers: regression"
-    try: y = np.array([float(c) for c in s.classes])[s.labels] if s.classes else np.asarray(s.labels, np.float64)
+    try: y = np.array([float(c) for c in s.classes])[s.labels] if s.classes else np.array(s.labels, np.float64)
     except ValueError as e: raise MedkitError(f'{s.name} has a label that is no number ({e}): regression wants numbers only') from e
     few = np.unique(y)
-    if not asked and len(few) <= 10 and (few == few.round()).all():
+    if not asked and 0 < len(few) <= 10 and (few == few.round()).all():
         raise MedkitError(f"{s.name} has the labels {', '.join(f'{v:.1f}' for v in few)}: say task='multi-class' if they are classes, task='regression' if they were measured")
     return replace(s, labels=y, classes=[], task='regression')
 
-# %% ../nbs/03_images.ipynb #7f080bba
+# %% ../nbs/03_images.ipynb #dbe0b499
 def _numbered(y, name):
     "Class numbers (n,) and the classes' names, from numbers or names"
     if y.dtype.kind not in 'iu':
@@ -294,6 +295,7 @@ def _numbered(y, name):
 def _classed(s, task):
     "Labels as class numbers"
     y, classes = (s.labels, list(s.classes)) if s.classes else _numbered(s.labels, s.name)
+    if y.dtype.kind == 'U' or (y != y.round()).any(): raise MedkitError(f"{s.name} has the classes {', '.join(classes[:5])}, but labels that are not their numbers: give 0, 1, ...")
     if task == 'binary-class' and len(classes) != 2: raise MedkitError(f"{s.name} has {len(classes)} classes: task='binary-class' wants 2, take 'multi-class'")
     return replace(s, labels=y.astype(np.int64), classes=classes, task=task or ('binary-class' if len(classes) == 2 else 'multi-class'))
 
@@ -306,7 +308,7 @@ def _several_labels(s, asked):
         raise MedkitError(f"{s.name} has exactly one of {k} labels for every picture: give its number, as in labels.argmax(1), or say task='multi-label, binary-class'")
     return replace(s, labels=y.astype(np.int64), classes=list(s.classes) or [str(i) for i in range(k)], task='multi-label, binary-class')
 
-# %% ../nbs/03_images.ipynb #f0db072a
+# %% ../nbs/03_images.ipynb #c0570b4a
 def settle(
     s:ImageSet, # Its labels as they were written, its task '' where that is not known
     task=None,  # One of `TASKS`; `None` goes by the labels
@@ -314,7 +316,8 @@ def settle(
     "The set with labels, classes and task as `ImageSet` wants them"
     y, task = np.asarray(s.labels), choose(task, TASKS, 'task') if task else s.task
     if y.ndim == 2 and y.shape[1] == 1: y = y[:, 0]
-    if y.ndim not in (1, 2) or y.dtype.kind not in 'iubfUO': raise MedkitError(f'{s.name} has labels of shape {y.shape} and type {y.dtype}: give one a picture, or a row of 0 and 1')
+    if y.dtype.kind == 'O': y = np.array(y.tolist())
+    if y.ndim not in (1, 2) or y.dtype.kind not in 'iubfU': raise MedkitError(f'{s.name} has labels of shape {y.shape} and type {y.dtype}: give a number or a word a picture, or a row of 0 and 1')
     if y.dtype.kind == 'f' and not np.isfinite(y).all(): raise MedkitError(f'{s.name} has {(~np.isfinite(y)).sum()} labels that are nan or infinite: fill them, or remove those pictures')
     if task and (y.ndim == 2) != task.startswith('multi-label'): raise MedkitError(f'{s.name} has {"several labels" if y.ndim == 2 else "one label"} a picture, which does not fit to {task!r}')
     s, measured = replace(s, labels=y), task == 'regression' or not (task or s.classes) and y.dtype.kind == 'f'
@@ -339,18 +342,20 @@ def _open_folder(path):
         raise MedkitError(f"{path} has no pictures ({', '.join(PICTURES)}) in class folders{has}: make one folder for each class in it")
     return _of_files(rows, classes, path.name)
 
-# %% ../nbs/03_images.ipynb #3faa60c2
+# %% ../nbs/03_images.ipynb #21e686d3
 SIX = [f'{s}_{k}' for s in ('train', 'val', 'test') for k in ('images', 'labels')]
 
 def _matching(z, path):
     "The six arrays, if each split has as many labels as pictures and all pictures are of one shape"
     lost = [k for k in SIX if k not in z]
     if lost: raise MedkitError(f"{path} lacks {', '.join(lost)}: MedMNIST's layout has {', '.join(SIX)}")
-    z = {k: np.asarray(z[k]) for k in SIX}
+    z = {k: np.atleast_1d(z[k]) for k in SIX}
     for split in ('train', 'val', 'test'):
-        n, k, shape = len(z[f'{split}_images']), len(z[f'{split}_labels']), z[f'{split}_images'].shape[1:]
+        n, k = len(z[f'{split}_images']), len(z[f'{split}_labels'])
         if n != k: raise MedkitError(f'{path} has {n} pictures and {k} labels for {split}: fetch or make it again')
-        if shape != z['train_images'].shape[1:]: raise MedkitError(f"{path} has pictures of shape {shape} for {split}, but {z['train_images'].shape[1:]} for train: make them equal")
+        for what in ('images', 'labels'):
+            shape, first = z[f'{split}_{what}'].shape[1:], z[f'train_{what}'].shape[1:]
+            if shape != first: raise MedkitError(f'{path} has {what} of shape {shape} for {split}, but {first} for train: make them equal')
     return z
 
 # %% ../nbs/03_images.ipynb #f55a26b3
@@ -370,13 +375,14 @@ def entry_of(
     "The catalog's entry of a file, known by its name"
     return next((e for e in ENTRIES.values() for ps in e.places.values() for p in ps if p.endswith(path.suffix) and Path(p).name == path.name), None)
 
-# %% ../nbs/03_images.ipynb #c962ccf3
+# %% ../nbs/03_images.ipynb #576aa36d
 def _checked_array(images, what):
     "uint8 pictures or volumes, without a lone last axis; anything else is refused"
-    images = np.asarray(images)
+    try: images = np.asarray(images)
+    except ValueError as e: raise MedkitError(f'{what} holds pictures of several sizes: make them equal, or give a folder or table of files and size=64') from e
     if images.dtype != np.uint8: raise MedkitError(f'{what} holds {images.dtype} pictures: uint8 with 0 to 255 is wanted')
     if images.ndim in (4, 5) and images.shape[-1] == 1: images = images[..., 0]
-    if images.ndim == 3 or images.ndim == 4 and (images.shape[3] == 3 or min(images.shape[1:]) > 4): return images
+    if images.ndim == 3 and 0 not in images.shape[1:] or images.ndim == 4 and (images.shape[3] == 3 or min(images.shape[1:]) > 4): return images
     raise MedkitError(f'{what} holds arrays of shape {images.shape[1:]}: (h,w), (h,w,3) or (d,h,w) is wanted, colours last')
 
 def _of_splits(z, what, e=None):
@@ -389,18 +395,18 @@ def _open_npz(path):
     "Pictures with the split that its makers drew; classes from the catalog where the file's name is known there"
     return _of_splits(_arrays(path), path, entry_of(path))
 
-# %% ../nbs/03_images.ipynb #186ac679
+# %% ../nbs/03_images.ipynb #bbba98b9
 def _split_names(values, what):
     "'train', 'val' or 'test' for each, from words that mean them"
-    odd = next((v for v in values if str(v).lower() not in SPLITS), None)
-    if odd is not None: raise MedkitError(f'{what} has {odd!r}: use train, val and test')
+    odd = [str(v) for v in values if str(v).lower() not in SPLITS]
+    if odd: raise MedkitError(f'{what} has {odd[0]!r}: use train, val and test')
     return [SPLITS[str(v).lower()] for v in values]
 
 def _open_arrays(source):
     "A dictionary in MedMNIST's layout, or (images, labels) or (images, labels, splits)"
     if isinstance(source, dict): return _of_splits(_matching(source, 'arrays'), 'arrays')
     if len(source) not in (2, 3): raise MedkitError(f'arrays: {len(source)} came, (images, labels) or (images, labels, splits) is wanted')
-    images, labels, splits = _checked_array(source[0], 'arrays'), np.asarray(source[1]), [None]*len(source[0]) if len(source) == 2 else _split_names(source[2], 'The splits')
+    images, labels, splits = _checked_array(source[0], 'arrays'), np.atleast_1d(source[1]), [None]*len(source[0]) if len(source) == 2 else _split_names(source[2], 'The splits')
     if not len(images) == len(labels) == len(splits): raise MedkitError(f'arrays: {len(images)} pictures came with {len(labels)} labels and {len(splits)} splits')
     return ImageSet(images, labels, splits, [], 'arrays', '')
 
@@ -413,7 +419,7 @@ def _manifest(z, path):
     if kind != 'image': raise MedkitError(f'{path} is a Teachable Machine project of type {kind!r}: an image project is wanted')
     return m
 
-# %% ../nbs/03_images.ipynb #75071785
+# %% ../nbs/03_images.ipynb #d8142b83
 def _open_tm(path):
     "Pictures of a Teachable Machine project; it has no splits"
     if not zipfile.is_zipfile(path): raise MedkitError(f'{path} is not a Teachable Machine project (a zip): it is damaged or another file')
@@ -421,25 +427,27 @@ def _open_tm(path):
     z = zipfile.ZipFile(path)
     _manifest(z, path)
     names = sorted((n for n in z.namelist() if n != 'manifest.json'), key=lambda n: (n.split('-!-')[0], len(n), n))
-    odd = next((n for n in names if n.count('-!-') != 1 or set(n) & set('/\\') or not n.split('-!-')[0].strip()), None)
+    odd = next((n for n in names if n.count('-!-') != 1 or set(n) & set('/\\') or n.split('-!-')[0].strip() in ('', '.', '..')), None)
     if odd: raise MedkitError(f'{path} holds {odd!r}, which is not named <class>-!-<number>.jpg: rename the class (no slashes) and save the project anew')
     classes = sorted({n.split('-!-')[0] for n in names})
     return _of_files([(zipfile.Path(z, n), n.split('-!-')[0], None) for n in names], classes, path.stem)
 
-# %% ../nbs/03_images.ipynb #f48a9c38
+# %% ../nbs/03_images.ipynb #f07ddcab
 def _table_splits(df):
     "The split of each row, as its columns say; `None` where they do not"
+    if 'split' in df and 'is_valid' in df: raise MedkitError('The table has the columns split and is_valid: keep the one that is right')
     if 'split' in df: return _split_names(df['split'], "The table's column split")
     if 'is_valid' not in df: return [None]*len(df)
     odd = next((v for v in df['is_valid'] if str(v).lower() not in ('true', 'false', '0', '1')), None)
     if odd is not None: raise MedkitError(f"The table's column is_valid has {odd!r}: use True and False")
     return ['val' if str(v).lower() in ('true', '1') else 'train' for v in df['is_valid']]
 
-# %% ../nbs/03_images.ipynb #588ea099
+# %% ../nbs/03_images.ipynb #1dfed9ec
 def _delimited(y, delim):
     "0 and 1 for each label that a column names, and the labels' names; an empty field has none"
     words = [[w.strip() for w in str(v).split(delim) if w.strip()] for v in y.astype(object).where(y.notna(), '')]
     classes = sorted({w for ws in words for w in ws})
+    if not classes: raise MedkitError(f"The table's column {y.name} names no label in any row: fill it")
     return np.array([[c in ws for c in classes] for ws in words], int).reshape(len(y), -1), classes
 
 def _table_labels(df, cols, delim):
@@ -452,10 +460,12 @@ def _table_labels(df, cols, delim):
     classes = sorted(y.unique().tolist(), key=lambda c: (isinstance(c, str), c)) # numbers before words
     return y.map({c: i for i, c in enumerate(classes)}).to_numpy(int), [str(c) for c in classes], ''
 
-# %% ../nbs/03_images.ipynb #e6574733
+# %% ../nbs/03_images.ipynb #40873653
 def _open_table(df, folder='.', name='table', label_col='label', label_delim=None):
     "Pictures listed in a table"
     cols = [label_col] if isinstance(label_col, str) else list(label_col)
+    twice = [c for c in df.columns[df.columns.duplicated()] if c in ('path', 'split', 'is_valid', *cols)]
+    if twice or not cols: raise MedkitError(f"{name} has the column {twice[0]} twice: keep one" if twice else 'label_col=[] names no column: name one or more')
     lost = [c for c in ('path', *cols) if c not in df]
     if lost: raise MedkitError(f"{name} has the columns {', '.join(map(str, df.columns))}: {' and '.join(lost)} missing, rename yours")
     if not len(df): raise MedkitError(f'{name} has no rows: list a picture a row')
@@ -468,6 +478,7 @@ def _open_table(df, folder='.', name='table', label_col='label', label_delim=Non
 def _open_csv(path, **table):
     try: df = pd.read_csv(path)
     except (ValueError, OSError) as e: raise MedkitError(f'{path} cannot be read as a table ({e}): save it as comma-separated text in UTF-8') from e # pandas' own errors are ValueErrors
+    if len(df.columns) == 1 and ';' in df.columns[0]: raise MedkitError(f'{path} has semicolons between its columns: save it with commas, and with points in decimal numbers')
     return _open_table(df, path.parent, path.stem, **table)
 
 # %% ../nbs/03_images.ipynb #3f1e7598
@@ -520,7 +531,7 @@ def open_images(
     s = replace(source, size=size or source.size)
     return s.load() if size and isinstance(s.images, np.ndarray) else s
 
-# %% ../nbs/03_images.ipynb #794d8f6a
+# %% ../nbs/03_images.ipynb #72e483ff
 def _label_faults(s):
     "What is wrong with labels and splits"
     k, (n, *rest) = len(s.classes), np.shape(s.labels)
@@ -530,7 +541,9 @@ def _label_faults(s):
     bad = [y for y in np.unique(s.labels).tolist() if not 0 <= y < (2 if rest else k)] if s.task != 'regression' else []
     if bad: return [f"labels {', '.join(map(str, bad[:5]))} are outside of 0 to {1 if rest else k-1}"]
     out = [f'no pictures for {what} (of {n} in all)' for split, what in (('train', 'training'), ('val', 'validation')) if not (s.splits == split).any()]
-    return out + (_number_faults(s) if s.task == 'regression' else _class_faults(s))
+    out += _number_faults(s) if s.task == 'regression' else _class_faults(s)
+    numbers = out and k > 10 and all(str(c).isdigit() for c in s.classes)
+    return out + [f"its {k} classes are numbers: if they were measured, say task='regression'"]*bool(numbers)
 
 # %% ../nbs/03_images.ipynb #69cd5904
 def _number_faults(s):
