@@ -8,7 +8,7 @@ __all__ = ['RUNS', 'ZONES', 'OUTLINE', 'MIRP', 'NOT_SHAPE', 'GREY', 'FAMILIES', 
            'shape_3d', 'radiomics', 'learner', 'brier', 'folds_of', 'choose_setting', 'nested_cv', 'classical',
            'radiomics_model', 'together', 'importance', 'show_importance']
 
-# %% ../nbs/17_radiomics.ipynb #96ea5c92
+# %% ../nbs/17_radiomics.ipynb #6db6b0ef
 import contextlib, importlib, logging, re, tempfile, time, warnings
 from pathlib import Path
 import nibabel as nib, numpy as np, pandas as pd
@@ -25,16 +25,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from .core import *
 from .images import ImageSet
-from .volumes import load_nifti
 
-# %% ../nbs/17_radiomics.ipynb #33c5e47b
+# %% ../nbs/17_radiomics.ipynb #daea5649
 def first_order(
     x, # The grey values of the region, (n,)
 ) -> dict:
     "IBSI's 18 intensity statistics, where the pixels stand plays no part"
     q = dict(zip((10, 25, 50, 75, 90), np.percentile(x, (10, 25, 50, 75, 90))))
     d, var = x - x.mean(), x.var()
-    skew, kurt = ((d**3).mean()/var**1.5, (d**4).mean()/var**2 - 3) if var else (0., 0.)
+    skew, kurt = ((d*d*d).mean()/var**1.5, (d*d*d*d).mean()/var**2 - 3) if var else (0., 0.)
     mid = x[(x >= q[10]) & (x <= q[90])]
     return dict(mean=x.mean(), var=var, skew=skew, kurt=kurt, median=q[50], min=x.min(), p10=q[10], p90=q[90], max=x.max(),
                 iqr=q[75]-q[25], range=np.ptp(x), mad=abs(d).mean(), rmad=abs(mid - mid.mean()).mean(), medad=abs(x - q[50]).mean(),
@@ -84,14 +83,14 @@ def _information(p, px):
     hxy1 = -(p[p > 0]*np.log2(ind[p > 0])).sum()
     return dict(info_corr1=(hxy - hxy1)/hx if hx else 1., info_corr2=max(1 - np.exp(-2*(hxy2 - hxy)), 0)**.5)
 
-# %% ../nbs/17_radiomics.ipynb #d562cc04
+# %% ../nbs/17_radiomics.ipynb #d01eed36
 def glcm(
     g,          # From `discretise`
     levels:int, # Its number of levels
 ) -> dict:
     "IBSI's 25 features of the co-occurrence matrix, directions merged, levels counted from 1"
     p = glcm_matrix(g, levels)
-    if np.isnan(p).any(): return {} # a region without neighbours has no texture
+    if np.isnan(p).any(): return dict.fromkeys(glcm(np.eye(2, dtype=int), 2), np.nan) # a region without neighbours has no texture
     (px, pd_, ps), k = _edge_distributions(p), np.arange(1, levels+1)
     d, s, (i, j) = np.arange(levels), np.arange(2, 2*levels+1), np.indices(p.shape) + 1
     mu, da, sa = k @ px, d @ pd_, s @ ps
@@ -110,13 +109,12 @@ def _lines(g):
     def diagonals(a): return np.pad(a, ((0, 0), (0, h)), constant_values=-1).ravel()[:-h].reshape(h, w+h-1).T # each row one further to the right
     return np.concatenate([apart(a) for a in (g, g.T, diagonals(g), diagonals(g[:, ::-1]))])
 
-# %% ../nbs/17_radiomics.ipynb #9b68263a
+# %% ../nbs/17_radiomics.ipynb #ba899c96
 def _count(level, length, levels):
     "Matrix (levels, longest): how often each level has each length; level -1 lies outside"
     level, length = level[level >= 0], length[level >= 0]
-    m = np.zeros((levels, length.max()))
-    np.add.at(m, (level, length-1), 1)
-    return m
+    longest = length.max()
+    return np.bincount(level*longest + length-1, minlength=levels*longest).reshape(levels, longest)
 
 def run_matrix(g, levels):
     "Runs in four directions, merged: levels x lengths"
@@ -219,21 +217,22 @@ def shape_3d(
     f = _mirp(x, mask, ['shape'], spacing, 2, resegmentation_intensity_range=[.5, 1.5])
     return {k: v for k, v in f.items() if k not in NOT_SHAPE}
 
-# %% ../nbs/17_radiomics.ipynb #71082f3c
+# %% ../nbs/17_radiomics.ipynb #337fe6bc
 GREY = dict(first_order=lambda x, m, g, n: first_order(x[m]), glcm=lambda x, m, g, n: glcm(g, n), glrlm=lambda x, m, g, n: glrlm(g, n),
             glszm=lambda x, m, g, n: glszm(g, n), lbp=lambda x, m, g, n: lbp(x, m)) # what `radiomics` computes of grey pictures
 
-def _texture(family, x, m, levels):
-    "One family; a region of one grey value has no texture, which is told by nan"
-    g = discretise(x, m, levels)
-    if g.max() > 0 or family == 'first_order': return GREY[family](x, m, g, levels)
-    return dict.fromkeys(GREY[family](x, m, np.eye(*g.shape, dtype=int), levels), np.nan)
+def _grey_row(x, mask, families, levels):
+    "Features of one channel; a region of one grey value has no texture, which is told by nan"
+    g = discretise(x, mask, levels)
+    plain = g.max() == 0
+    row = {f'{f}_{k}': v for f in families for k, v in GREY[f](x, mask, np.eye(2, dtype=int) if plain else g, levels).items()}
+    return {k: v if k.startswith('first_order') else np.nan for k, v in row.items()} if plain else row
 
 def _picture_row(x, mask, families, spacing, levels):
     "Features of a picture; in colour, grey values by channel"
-    channels = {'': x} if x.ndim == 2 else {f'{c}_': x[..., i] for i, c in enumerate(('red', 'green', 'blue'))}
+    grey, channels = [f for f in families if f != 'shape'], {'': x} if x.ndim == 2 else {f'{c}_': x[..., i] for i, c in enumerate(('red', 'green', 'blue'))}
     row = {f'shape_{k}': v for k, v in shape_2d(mask, spacing).items()} if 'shape' in families else {}
-    return row | {f'{c}{f}_{k}': v for c, ch in channels.items() for f in families if f != 'shape' for k, v in _texture(f, ch, mask, levels).items()}
+    return row | {c + k: v for c, ch in channels.items() for k, v in _grey_row(ch, mask, grey, levels).items()}
 
 # %% ../nbs/17_radiomics.ipynb #f29a678e
 def _volume_row(x, mask, families, spacing, levels):
@@ -244,30 +243,33 @@ def _volume_row(x, mask, families, spacing, levels):
     if np.ptp(x[mask]) == 0: row = {k: v if k.startswith('first_order') else np.nan for k, v in row.items()}
     return row | (shape_3d(mask, spacing) if 'shape' in families else {})
 
-# %% ../nbs/17_radiomics.ipynb #45833373
-def _opened(image, mask, spacing):
-    "Arrays of one case and its spacing; files are NIfTI and know their own"
-    (x, at), (m, at_m) = (_array(a) for a in (image, mask))
-    if at is not None and at_m is not None and not np.allclose(at.affine, at_m.affine, atol=.05): raise MedkitError('the mask lies on another grid than the image: resample it')
-    at = at or at_m
-    if x is None and m is None: raise MedkitError('neither image nor mask is given')
-    x = m if x is None else x
-    spacing = spacing if at is None else at.header.get_zooms()[:3]
-    return x, m, np.broadcast_to(1. if spacing is None else spacing, (3,) if x.ndim == 3 and x.shape[-1] != 3 else (2,)).astype(float)
-
+# %% ../nbs/17_radiomics.ipynb #0e0eb167
 def _array(a):
-    "An array as it is; of a path, its voxels and the NIfTI"
-    if not isinstance(a, (str, Path)): return None if a is None else np.asarray(a), None
+    "An array as it is; of a NIfTI file its voxels, three axes, and the header's spacing and place"
+    if not isinstance(a, (str, Path)): return (None if a is None else np.asarray(a)), None
+    from medkit.volumes import load_nifti # torch comes with it, which processes for pictures need not load
     img = load_nifti(a)
-    return np.asarray(img.dataobj), img
+    x = np.asarray(img.dataobj)
+    return x.reshape(x.shape + (1,)) if x.ndim == 2 else x[..., 0] if x.ndim == 4 and x.shape[3] == 1 else x, img
 
-# %% ../nbs/17_radiomics.ipynb #d7421a94
+def _opened(image, mask, spacing):
+    "Arrays of one case (the mask may be missing), spacing, and whether it is a picture"
+    (x, img), (m, msk) = _array(image), _array(mask)
+    if img is not None and msk is not None and not np.allclose(img.affine, msk.affine, atol=.05): raise MedkitError('the mask lies on another grid than the image: resample it')
+    file = msk if img is None else img
+    if file is not None: spacing = file.header.get_zooms()[:3]
+    x = m if x is None else x
+    flat = file is None and (x.ndim == 2 or x.ndim == 3 and x.shape[-1] == 3)
+    if not flat and x.ndim != 3: raise MedkitError(f'its shape is {x.shape}: give (h,w), (h,w,3) or (h,w,d)')
+    mm = np.atleast_1d(1. if spacing is None else spacing).astype(float)
+    if len(mm) not in (1, 2 if flat else 3) or not (mm > 0).all(): raise MedkitError(f'spacing is {spacing}: give one number of mm above zero for each of its {2 if flat else 3} axes')
+    return x, m, np.broadcast_to(mm, (2 if flat else 3,)), flat
+
+# %% ../nbs/17_radiomics.ipynb #74264d8f
 FAMILIES = [*MIRP, 'lbp']
 
-def _checked(x, m, families):
+def _checked(x, m, families, flat):
     "Image, mask and families of one case, or a `MedkitError` that says what cannot be"
-    flat = x.ndim == 2 or x.ndim == 3 and x.shape[-1] == 3
-    if x.ndim not in (2, 3): raise MedkitError(f'its shape is {x.shape}: give (h,w), (h,w,3) or (h,w,d)')
     if m is None and not flat:
         if len(np.unique(x)) > 2: raise MedkitError('a volume without a mask has no region to describe: give masks')
         m, families = x > x.min(), families or ['shape']
@@ -278,18 +280,20 @@ def _checked(x, m, families):
     if m.shape != x.shape[:m.ndim] or (m.ndim != 2) == flat: raise MedkitError(f'its mask has the shape {m.shape}, the image {x.shape}')
     if not m.any(): raise MedkitError('its mask is empty: leave the case out')
     if not np.isfinite(x[m]).all(): raise MedkitError('it holds NaN or infinity inside the region: mend or leave it out')
-    return x.astype(float), m, families, flat
+    return x.astype(float), m, families
 
-# %% ../nbs/17_radiomics.ipynb #56185ebd
+# %% ../nbs/17_radiomics.ipynb #201a9e41
+def _bar(it, n): return progress_bar(it, total=n, leave=False) if watched() else it
+
 def _row(name, image, mask, families, spacing, levels):
     "The row of one case; what cannot be is told with its name"
     try:
-        x, m, spacing = _opened(image, mask, spacing)
-        x, m, families, flat = _checked(x, m, families)
+        x, m, spacing, flat = _opened(image, mask, spacing)
+        x, m, families = _checked(x, m, families, flat)
         return (_picture_row if flat else _volume_row)(x, m, families, spacing, levels)
     except MedkitError as e: raise MedkitError(f'{name}: {e}') from e
 
-# %% ../nbs/17_radiomics.ipynb #b2829aa2
+# %% ../nbs/17_radiomics.ipynb #db164dbd
 def radiomics(
     images,        # `ImageSet`; array (n,h,w), (n,h,w,3) or (n,h,w,d); list of arrays or NIfTI paths; `None` for the shape of masks
     masks=None,    # Regions, in the same form, nonzero inside; `None` is the whole picture; a volume of two values is its own mask
@@ -306,11 +310,11 @@ def radiomics(
     cases = [(None if images is None else images[i], None if masks is None else masks[i]) for i in range(n)]
     names = [Path(next((a for a in c if isinstance(a, (str, Path))), f'picture {i}')).name for i, c in enumerate(cases)]
     rows = Parallel(n_jobs, return_as='generator')(delayed(_row)(k, *c, families, spacing, levels) for k, c in zip(names, cases))
-    return pd.DataFrame(list(progress_bar(rows, total=n, display=watched(), leave=False)), index=names)
+    return pd.DataFrame(list(_bar(rows, n)), index=names)
 
-# %% ../nbs/17_radiomics.ipynb #58682c67
-SETTINGS = dict(logistic=dict(logisticregression__C=[.001, .01, .1, 1., 10.]),     # small C: a stronger pull to zero
-                forest=dict(randomforestclassifier__max_depth=[3, 6, 12]))         # small depth: simpler questions
+# %% ../nbs/17_radiomics.ipynb #a9aa166e
+SETTINGS = dict(logistic=dict(logisticregression__C=[.001, .01, .1, 1., 10., 100.]),     # small C: a stronger pull to zero
+                forest=dict(randomforestclassifier__max_depth=[4, 8, 16]))         # small depth: simpler questions
 
 def learner(
     kind='logistic', # or 'forest'
@@ -319,7 +323,7 @@ def learner(
 ):
     "A scikit-learn pipeline: gaps filled by the median, constant columns dropped, scaled, learnt"
     kind = choose(kind, SETTINGS, 'learner')
-    last = LogisticRegression(max_iter=3000) if kind == 'logistic' else RandomForestClassifier(300, random_state=seed)
+    last = LogisticRegression(max_iter=3000) if kind == 'logistic' else RandomForestClassifier(200, random_state=seed)
     return make_pipeline(SimpleImputer(strategy='median', keep_empty_features=True), VarianceThreshold(), StandardScaler(), last).set_params(**setting)
 
 # %% ../nbs/17_radiomics.ipynb #c8692ebb
@@ -364,7 +368,7 @@ def choose_setting(X, y, folds, kind='logistic', seed=42):
     table = [(s, score(s)) for s in ParameterGrid(SETTINGS[choose(kind, SETTINGS, 'learner')])]
     return min(table, key=lambda t: t[1])[0], pd.DataFrame([{k.split('__')[1]: v for k, v in s.items()} | dict(brier=b) for s, b in table])
 
-# %% ../nbs/17_radiomics.ipynb #cfc238e1
+# %% ../nbs/17_radiomics.ipynb #ae0d5992
 def nested_cv(
     X,               # Table, one row a case; from `radiomics`
     y,               # (n,) classes
@@ -377,7 +381,7 @@ def nested_cv(
     "Out-of-fold probabilities with the setting chosen inside each fold"
     X, y, names = _table_checked(X, y)
     groups, probs, rows = None if groups is None else np.asarray(groups), np.full((len(y), len(names)), np.nan), []
-    for k, (tr, te) in enumerate(progress_bar(folds_of(y, groups, folds, seed), display=watched(), leave=False)):
+    for k, (tr, te) in enumerate(_bar(folds_of(y, groups, folds, seed), folds)):
         setting, _ = choose_setting(X[tr], y[tr], folds_of(y[tr], None if groups is None else groups[tr], inner, seed), kind, seed)
         probs[te] = learner(kind, seed, **setting).fit(X[tr], y[tr]).predict_proba(X[te])
         rows.append(dict(fold=k, n_train=len(tr), n_test=len(te), brier=brier(probs[te], y[te]).mean()) | {p.split('__')[1]: v for p, v in setting.items()})
@@ -430,7 +434,7 @@ def together(
     labels = fcluster(linkage(squareform(1 - r, checks=False), 'complete'), 1 - above, 'distance')
     return [list(X.columns[labels == k]) for k in pd.unique(labels)]
 
-# %% ../nbs/17_radiomics.ipynb #1552c57c
+# %% ../nbs/17_radiomics.ipynb #f890c9a4
 def importance(
     model,      # Fitted pipeline of `classical`
     X,          # Table of held-out cases
@@ -441,8 +445,8 @@ def importance(
 ) -> pd.DataFrame: # features, n_features, importance with low and high: the rise of the Brier score; the largest first
     "Permutation importance of groups of columns on held-out cases, 95 % interval over the cases (Breiman, 2001)"
     X, y, rng, rows = pd.DataFrame(X), np.asarray(y), np.random.default_rng(seed), []
-    now = brier(model.predict_proba(X.to_numpy(float)), y)
-    for cols in progress_bar(together(X) if groups is None else groups, display=watched(), leave=False):
+    now, groups = brier(model.predict_proba(X.to_numpy(float)), y), together(X) if groups is None else groups
+    for cols in _bar(groups, len(groups)):
         shuffled = np.concatenate([X.assign(**{c: v for c, v in zip(cols, X[cols].to_numpy()[rng.permutation(len(X))].T)}).to_numpy(float) for _ in range(n)])
         rise = brier(model.predict_proba(shuffled), np.tile(y, n)).reshape(n, -1).mean(0) - now
         half = 1.96*rise.std(ddof=1)/len(rise)**.5
