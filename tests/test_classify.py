@@ -1,12 +1,13 @@
 """classify: fastai's tools on medkit's objects, bad input told before training, the real set"""
 import functools
 import numpy as np, PIL.Image, PIL.ImageOps, pytest, torch
-from fastai.vision.all import ClassificationInterpretation, Interpretation, Learner, DataLoaders
+from dataclasses import replace
+from fastai.vision.all import Callback, ClassificationInterpretation, Interpretation, Learner, DataLoaders
 from medkit import backbones
 from medkit.loaders import *
 from medkit.backbones import *
 from medkit.classify import *
-from medkit.core import MedkitError
+from medkit.core import MedkitError, seeded
 from medkit.evaluate import evaluate_classes
 from medkit.images import ImageSet, open_images
 from medkit.training import history, restore
@@ -73,6 +74,15 @@ def test_interpretation_finds_its_pictures(learn):
     assert torch.allclose(x, learn.dls.valid.one_batch()[0][[3, 5]])
     silent(learn, lambda: Interpretation.from_learner(learn).plot_top_losses(4))
     interp.plot_confusion_matrix()
+
+def test_tta_averages_augmented_views(learn):
+    plain, targs = silent(learn, learn.get_preds)
+    with seeded(1): views, same = silent(learn, lambda: learn.tta(n=3))
+    assert torch.equal(targs, same) and not torch.allclose(plain, views, atol=1e-3)
+    assert torch.allclose(views.sum(1), torch.ones(100), atol=1e-5) and torch.allclose(plain, views, atol=.5)
+    still = image_dls(learn.dls.set, augment=False, device='cpu')
+    assert torch.allclose(silent(learn, lambda: learn.tta(dl=still.valid, n=2))[0], plain, atol=1e-5)     # nothing to vary
+    assert torch.equal(silent(learn, learn.get_preds)[0], plain)                                         # and validation is as before
 
 def test_show_batch_and_results(learn):
     learn.dls.show_batch(max_n=4); learn.dls.test.show_batch(max_n=4)
@@ -150,6 +160,57 @@ def test_cached_weights_are_loaded_into_body(small, monkeypatch, tmp_path, capsy
     net = learn.model.net
     assert all(torch.equal(v.cpu(), theirs[k]) for k, v in net.state_dict().items() if not k.startswith('fc'))
     assert not net.layer1[0].conv1.weight.requires_grad and net.fc.weight.requires_grad and net.fc.out_features == 7
+
+# ---------------------------------------------------------------- options
+
+def test_early_stopping_puts_the_best_weights_back(small):
+    learn = classifier(image_dls(small, device='cpu'), 'simple_cnn', patience=1)
+    silent(learn, lambda: learn.fit(12, .1))                                       # so fast that it gets worse soon
+    h = history(learn)
+    assert len(h) < 12 and h.valid_loss.idxmin() == len(h) - 2
+    assert abs(silent(learn, learn.validate)[0] - h.valid_loss.min()) < 1e-4       # the best weights are back
+
+def test_ema_keeps_the_average(small, tmp_path):
+    learn = classifier(image_dls(small, device='cpu'), 'simple_cnn', ema=.9)
+    silent(learn, lambda: learn.fit(1, 1e-2))
+    assert abs(silent(learn, learn.validate)[0] - history(learn).valid_loss.iloc[-1]) < 1e-5
+    save_classifier(learn, tmp_path/'m')
+    assert predict_images(load_classifier(tmp_path/'m', 'cpu'), small.images[:9]).equals(predict_images(learn, small.images[:9]))
+
+def test_interrupted_mixup_trains_on(small):
+    class Stop(Callback):
+        def after_batch(self): raise KeyboardInterrupt
+    learn = classifier(image_dls(small, device='cpu'), 'simple_cnn', mixup=.4)
+    with pytest.raises(KeyboardInterrupt): silent(learn, lambda: learn.fit(1, cbs=Stop()))
+    silent(learn, lambda: learn.fit(1))
+    assert np.isfinite(learn.recorder.values[-1][1])
+
+def test_unfrozen_from_the_start(small, lite):
+    learn = classifier(image_dls(small, device='cpu'), lite, freeze=False)
+    assert all(p.requires_grad for p in learn.model.parameters())
+
+def test_oversampled_loader_leaves_features_in_order(small):
+    dls = image_dls(small, device='cpu')
+    learn = classifier(dls, 'simple_cnn', oversample=True)
+    assert np.array_equal(features(learn, learn.dls), features(learn, dls))
+
+def other_task(s, task):
+    labels = {'multi-label, binary-class': np.stack([s.labels == 5, s.labels == 4], 1).astype(int), 'ordinal-regression': s.labels % 3,
+              'regression': s.images.mean((1, 2, 3)).astype(np.float32)}[task]
+    return replace(s, labels=labels, task=task, classes=['nv', 'mel', 'x'][:{'multi-label, binary-class': 2, 'ordinal-regression': 3}.get(task, 0)])
+
+@pytest.mark.parametrize('task', ['multi-label, binary-class', 'ordinal-regression', 'regression'])
+def test_fastais_tools_for_every_task(small, tmp_path, task):
+    learn = classifier(image_dls(other_task(small, task), device='cpu'), 'simple_cnn', mixup=.4, ema=.9, progressive=.5, patience=2)
+    silent(learn, lambda: (learn.lr_find(num_it=5, show_plot=False), learn.fine_tune(1), learn.show_results(max_n=3), learn.tta(n=1)))
+    preds, targs = silent(learn, learn.get_preds)
+    assert len(preds) == len(targs) == 100 and preds.shape == targs.shape + ((3,) if task.startswith('ordinal') else ())
+    assert len(silent(learn, lambda: Interpretation.from_learner(learn)).top_losses(4)[0]) == 4
+    save_classifier(learn, tmp_path/'m')
+    assert predict_images(load_classifier(tmp_path/'m', 'cpu'), small.images[:3]).equals(predict_images(learn, small.images[:3]))
+
+def test_other_loaders_are_refused():
+    with pytest.raises(MedkitError, match='image_dls'): classifier(DataLoaders(), 'simple_cnn')
 
 # ---------------------------------------------------------------- borrowed weights
 
