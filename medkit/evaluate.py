@@ -8,8 +8,9 @@ __all__ = ['HEADS', 'CLASS_METRICS', 'METHODS', 'MASK_METRICS', 'POOLED', 'Estim
            'surface_dice_head', 'readable', 'figure_uri', 'result_html', 'Result', 'to_np', 'check_predictions',
            'score_class', 'auc_correlation', 'against_lazy', 'class_notes', 'draw_counts', 'over', 'class_counts',
            'recalls', 'f1s', 'weighted_auc', 'aucs', 'class_mean', 'class_metric', 'check_trainings', 'wander',
-           'resamples', 'around', 'score_probs', 'evaluate_classes', 'compare_probs', 'binary', 'dice', 'crop_both',
-           'check_mm', 'border_distances', 'surface_scores', 'hd95', 'assd', 'surface_dice', 'name_labels',
+           'resamples', 'around', 'score_probs', 'parts_of', 'evaluate_classes', 'quadratic_kappa', 'evaluate_ordinal',
+           'check_labels', 'evaluate_labels', 'boot_mean', 'evaluate_numbers', 'compare_probs', 'binary', 'dice',
+           'crop_both', 'check_mm', 'border_distances', 'surface_scores', 'hd95', 'assd', 'surface_dice', 'name_labels',
            'check_mask', 'name_tolerance', 'score_label', 'score_masks', 'mask_heads', 'mask_notes', 'label_groups',
            'evaluate_masks', 'compare_results', 'read_labels', 'mask_files', 'pair_files', 'voxel_mm', 'score_files',
            'truth_labels', 'evaluate_folder']
@@ -187,11 +188,11 @@ def result_html(r) -> str:
     def pic(c, f): return f'<figure><img src="{figure_uri(f, dpi=90)}" alt="{html.escape(c)}"><figcaption>{html.escape(c)}</figcaption></figure>'
     return table_html(r.table) + table_html(readable(r.detail)) + ''.join(f'<p>{html.escape(n)}</p>' for n in r.notes) + ''.join(pic(*o) for o in r.figures.items())
 
-# %% ../nbs/30_evaluate.ipynb #d4502e62
+# %% ../nbs/30_evaluate.ipynb #79e2224d
 @dataclass
 class Result:
     "What an evaluation found"
-    kind:str                                    # 'classes' or 'masks'
+    kind:str                                    # 'classes', 'labels', 'numbers' or 'masks'
     table:pd.DataFrame                          # metric, (label,) value, low, high, n
     per_class:pd.DataFrame=None                 # one row a class
     per_case:pd.DataFrame=None                  # one row a case and label
@@ -199,7 +200,7 @@ class Result:
     figures:dict=field(default_factory=dict)    # caption -> matplotlib Figure
 
     @property
-    def detail(self): return self.per_class if self.kind == 'classes' else self.per_case
+    def detail(self): return self.per_case if self.per_class is None else self.per_class
     def __getitem__(self, metric): return self.table.set_index('metric').loc[metric]
     def to_dict(self): return {k: v.to_dict('records') if isinstance(v, pd.DataFrame) else v for k, v in vars(self).items() if k != 'figures' and v is not None}
     def __repr__(self): return '\n\n'.join([df.round(3).to_string(index=False, max_rows=20) for df in (self.table, readable(self.detail))] + self.notes)
@@ -221,25 +222,31 @@ def check_predictions(probs, targs, vocab):
     if (bad := np.flatnonzero(~np.isin(t, np.arange(c)))).size: raise MedkitError(f'targs[{bad[0]}] is {t[bad[0]]}: true classes are whole numbers from 0 to {c-1}')
     return p, t.astype(int)
 
-# %% ../nbs/30_evaluate.ipynb #34dcf90d
-def score_class(c, name, p, t) -> dict:
-    "Sensitivity, precision and one-vs-rest AUC of class `c`, each with its interval"
-    pos, called = t == c, p.argmax(1) == c
+# %% ../nbs/30_evaluate.ipynb #5d1585e4
+def score_class(
+    name,
+    pos,    # (n,) bool: has it
+    called, # (n,) bool: is called so
+    score,  # (n,) the higher, the more
+) -> dict:
+    "Sensitivity, precision and AUC of one class against the rest, each with its interval"
     sens, prec = share((pos & called).sum(), pos.sum()), share((pos & called).sum(), called.sum())
-    a = placements(p[:, c], pos)[pos].mean() if 0 < pos.sum() < len(t) else math.nan
+    a = placements(score, pos)[pos].mean() if 0 < pos.sum() < len(pos) else math.nan
     auc = Estimate(a, *(auc_interval(a, pos.sum(), (~pos).sum()) if a == a else (math.nan,)*2), sens.n)
     row = {'class': str(name), 'n': sens.n, 'called': prec.n}
     for k, e in dict(sensitivity=sens, precision=prec, auc=auc).items(): row |= {k: e.value, f'{k}_low': e.low, f'{k}_high': e.high}
     return row
 
-# %% ../nbs/30_evaluate.ipynb #6f350fea
-def auc_correlation(p, t, classes) -> np.ndarray:
-    "How the one-vs-rest AUCs of `classes` vary together, (k,k) (DeLong, 1988)"
-    def influence(c):
-        pos = t == c
-        pl = placements(p[:, c], pos)
-        return (pl - pl[pos].mean())/np.where(pos, pos.sum(), (~pos).sum())
-    cov = np.array([influence(c) for c in classes]); cov = cov @ cov.T
+# %% ../nbs/30_evaluate.ipynb #3fdb5cd8
+def auc_correlation(
+    scores, # (n,k) one column a class
+    pos,    # (n,k) bool, both kinds in each column
+) -> np.ndarray:
+    "How the AUCs of several classes on the same cases vary together, (k,k) (DeLong, 1988)"
+    def influence(s, y):
+        pl = placements(s, y)
+        return (pl - pl[y].mean())/np.where(y, y.sum(), (~y).sum())
+    cov = np.array([influence(*o) for o in zip(scores.T, pos.T)]); cov = cov @ cov.T
     sd = np.sqrt(cov.diagonal())
     corr = cov/np.where(sd > 0, sd, 1)[:, None]/np.where(sd > 0, sd, 1)
     np.fill_diagonal(corr, 1)  # an AUC of 1 does not vary, but its interval has width
@@ -374,7 +381,12 @@ def score_probs(
 # %% ../nbs/30_evaluate.ipynb #ca6c1794
 METHODS = '95 % intervals: Wilson for shares, Newcombe for AUC, MOVER for means over classes, bootstrap for F1; n counts images.'
 
-# %% ../nbs/30_evaluate.ipynb #a4393512
+# %% ../nbs/30_evaluate.ipynb #9d9b4a84
+def parts_of(pc, k, rows) -> list:
+    "`Estimate`s of metric `k` from the per-class table"
+    return [Estimate(*pc.loc[i, [k, f'{k}_low', f'{k}_high', 'n']]) for i in rows]
+
+# %% ../nbs/30_evaluate.ipynb #fddf6137
 def evaluate_classes(
     probs, # (n,c) probabilities, tensor or array
     targs, # (n,) true class indices
@@ -382,15 +394,88 @@ def evaluate_classes(
 ) -> Result:
     "Accuracy, balanced accuracy, macro F1, AUC and the numbers per class, each with n and a 95 % interval"
     p, t = check_predictions(probs, targs, vocab)
-    pc = pd.DataFrame([score_class(c, name, p, t) for c, name in enumerate(vocab)])
+    pc = pd.DataFrame([score_class(name, t == c, p.argmax(1) == c, p[:, c]) for c, name in enumerate(vocab)])
     there = np.flatnonzero(pc.n > 0)
-    def parts(k): return [Estimate(*pc.loc[i, [k, f'{k}_low', f'{k}_high', 'n']]) for i in there]
-    corr = auc_correlation(p, t, there) if len(there) > 1 else None
+    def parts(k): return parts_of(pc, k, there)
+    corr = auc_correlation(p[:, there], t[:, None] == there) if len(there) > 1 else None
     rows = {'accuracy': share((p.argmax(1) == t).sum(), len(t)), 'majority-class accuracy': share(pc.n.max(), len(t)),
             'balanced accuracy': mean_of_parts(parts('sensitivity')), 'macro F1': score_probs(p, t, 'f1'),
             'AUC, macro one-vs-rest': mean_of_parts(parts('auc'), corr), 'AUC, weighted one-vs-rest': mean_of_parts(parts('auc'), corr, pc.n[there])}
     lazy = [against_lazy(p.argmax(1) == t, t == pc.n.argmax(), vocab[pc.n.argmax()])]
     return Result('classes', pd.DataFrame([dict(metric=k, **e._asdict()) for k, e in rows.items()]), per_class=pc, notes=lazy + class_notes(pc) + [METHODS])
+
+# %% ../nbs/30_evaluate.ipynb #42e7c4a6
+def quadratic_kappa(w, p, t) -> np.ndarray:
+    "Cohen's kappa with quadratic weights under many weightings of the cases, (b,); nan where nothing can disagree"
+    q, c = p.argmax(1), p.shape[1]
+    own, called, _ = class_counts(w, p, t)
+    far = (np.arange(c)[:, None] - np.arange(c))**2
+    chance = np.einsum('bi,ij,bj->b', own, far, called)/w.sum(1)
+    return 1 - over(w @ ((q-t)**2), chance)
+
+# %% ../nbs/30_evaluate.ipynb #3211019d
+def evaluate_ordinal(
+    probs, # (n,c) probabilities of ordered classes
+    targs, # (n,) true class numbers
+    vocab, # The c names, in their order
+) -> Result:
+    "`evaluate_classes`, with quadratic kappa, the mean distance in classes, and the share that is at most one class off"
+    r, (p, t) = evaluate_classes(probs, targs, vocab), check_predictions(probs, targs, vocab)
+    off = np.abs(p.argmax(1) - t)
+    kappa = Estimate(*around(*wander(quadratic_kappa, p[None], t, resamples(len(t), 2000, 0), None), len(t)))
+    rows = {'quadratic kappa': kappa, 'distance in classes': mean_ci(off), 'at most one class off': share((off < 2).sum(), len(t))}
+    r.table = pd.concat([pd.DataFrame([dict(metric=k, **e._asdict()) for k, e in rows.items()]), r.table], ignore_index=True)
+    return r
+
+# %% ../nbs/30_evaluate.ipynb #2d69961c
+def check_labels(probs, targs, vocab):
+    "`probs` and `targs` (n,k) as arrays, or a `MedkitError` that names the first thing wrong"
+    p, t = to_np(probs).astype(float), to_np(targs)
+    if p.ndim != 2 or not len(p) or p.shape != t.shape: raise MedkitError(f'probs has shape {p.shape} and targs {t.shape}: give one row a picture and one column a label on both sides')
+    if len(vocab) != p.shape[1]: raise MedkitError(f'probs has {p.shape[1]} columns and vocab {len(vocab)} names: give one name a column')
+    if (bad := np.argwhere(~((p >= 0) & (p <= 1)))).size: raise MedkitError(f'probs[{bad[0][0]}] holds {p[tuple(bad[0])]}: give probabilities from 0 to 1, the sigmoid of the logits')
+    if (bad := np.argwhere(~np.isin(t, (0, 1)))).size: raise MedkitError(f'targs[{bad[0][0]}] holds {t[tuple(bad[0])]}: labels are 0 or 1')
+    return p, t.astype(bool)
+
+# %% ../nbs/30_evaluate.ipynb #771f8e93
+def evaluate_labels(
+    probs, # (n,k) probabilities, each label for itself
+    targs, # (n,k) 0 or 1
+    vocab, # The k names
+) -> Result:
+    "Macro AUC, accuracy over labels and over pictures, and the numbers per label, each with n and a 95 % interval"
+    p, t = check_labels(probs, targs, vocab)
+    pc = pd.DataFrame([score_class(name, t[:, c], p[:, c] > .5, p[:, c]) for c, name in enumerate(vocab)])
+    both = np.flatnonzero(pc.n.between(1, len(t)-1))
+    auc = mean_of_parts(parts_of(pc, 'auc', both), auc_correlation(p[:, both], t[:, both])) if len(both) else Estimate(*(math.nan,)*3, 0)
+    right, lazy = (p > .5) == t, t == (t.mean(0) > .5)
+    rows = {'AUC, macro': auc._replace(n=len(t)), 'labels right': mean_ci(right.mean(1)), 'labels right, most frequent answers': mean_ci(lazy.mean(1)),
+            'pictures with all labels right': share(right.all(1).sum(), len(t)), 'sensitivity, macro': mean_of_parts(parts_of(pc, 'sensitivity', np.flatnonzero(pc.n > 0))) if pc.n.any() else auc}
+    notes = [f"{'All' if n else 'None'} of the pictures: {name}. It has no AUC and is left out of the mean." for name, n in zip(pc['class'], pc.n) if n in (0, len(t))]
+    return Result('labels', pd.DataFrame([dict(metric=k, **e._asdict()) for k, e in rows.items()]), per_class=pc, notes=notes + [METHODS])
+
+# %% ../nbs/30_evaluate.ipynb #d318b407
+def boot_mean(f, n, seed=0, n_boot=2000) -> Estimate:
+    "A function of mean weights over cases, (b,n) -> (b,), with the percentile bootstrap's interval"
+    return Estimate(*around(f(np.full((1, n), 1/n))[0], f(draw_counts(n, n_boot, seed)/n) - f(np.full((1, n), 1/n))[0], n))
+
+# %% ../nbs/30_evaluate.ipynb #f1a864a2
+def evaluate_numbers(
+    preds,        # (n,) or (n,1)
+    targs,        # The same shape
+    unit='',      # As in 'years'
+    lazy=None,    # What the laziest model always says: the mean of the training set; that of these cases unless told
+) -> Result:
+    "MAE, RMSE, R², mean error, and the MAE of always saying the mean, each with n and a 95 % interval"
+    p, t = (to_np(x).astype(float).ravel() for x in (preds, targs))
+    if p.shape != t.shape or not len(p): raise MedkitError(f'{len(p)} predictions came with {len(t)} true numbers: give one for each case')
+    if not (np.isfinite(p) & np.isfinite(t)).all(): raise MedkitError(f'Case {np.flatnonzero(~(np.isfinite(p) & np.isfinite(t)))[0]} is not a finite number: look at that picture and at the loss')
+    e, always = p - t, np.abs(t - (t.mean() if lazy is None else lazy))
+    rows = {'mean absolute error': mean_ci(np.abs(e)), 'the same, always the mean': mean_ci(always), 'root mean squared error': boot_mean(lambda w: np.sqrt(w @ e**2), len(t)),
+            'R²': boot_mean(lambda w: 1 - over(w @ e**2, w @ t**2 - (w @ t)**2), len(t)), 'mean error': mean_ci(e)}
+    def head(k): return k if k == 'R²' or not unit else f'{k} ({unit})'
+    return Result('numbers', pd.DataFrame([dict(metric=head(k), **x._asdict()) for k, x in rows.items()]), per_case=pd.DataFrame(dict(case=range(len(t)), true=t, predicted=p, error=e)),
+                  notes=['95 % intervals: bootstrap over cases.'])
 
 # %% ../nbs/30_evaluate.ipynb #b192a53a
 def compare_probs(
