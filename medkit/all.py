@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/99_all.ipynb #ec90fc1d
+# %% ../nbs/99_all.ipynb #3754f655
 import matplotlib.pyplot as plt, nibabel as nib, numpy as np, pandas as pd
 from fastai.vision.all import *
 from .core import *
@@ -13,14 +13,19 @@ from .phantom import head_ct, lesions, make_sample, organ_a, organ_b
 from .catalog import *
 from .images import *
 from .volumes import *
+from .hounsfield import WINDOWS, colour_range, window
 from .decathlon import make_task, recipe
-from .resident import *
+from .teachable import picture_groups, same_pictures, write_tm
+from .augment2d import Augment2d
+from .resident import Held, ResidentDL, hold
 from .training import *
-from .loaders import *
-from .backbones import *
-from .classify import *
+from .loaders import describe, image_dls, image_dsets, set_dls
 from .store import clear_stores, preprocess
 from .augment import Augment, crop_size
+from .backbones import archs, can_pretrain, make_model, plain_cnn, simple_cnn
+from .classify import class_weights, classifier, features, load_classifier, predict_images, save_classifier
+from .radiomics import classical, importance, nested_cv, radiomics, radiomics_model, show_importance
+from .contrastive import contrastive_learner, linear_probe, pretrain_contrastive, raw_pixels
 from .plan import Plan, fmt, plan, plan_from, plan_json, predict_memory, volume_device
 from .transfer import *
 from .models import SegmentModel, load_model, network, packaged, save_model
@@ -30,6 +35,10 @@ from .evaluate import *
 from .report import *
 from .crossval import cross_validate, make_folds
 from .budget import label_budget, pretrain_masked
+from .ladder import Step, climb, ladder, plot_ladder, run_ladder
+from .strategies import compare_strategies, fractions_figure, one_against_rest, strategies_figure
+from .experiments import tm_experiments
+from .studies import by_study, fuse, kappa, kappas, make_studies, open_studies, out_of_fold
 from .demo import demo
 
 # %% ../nbs/99_all.ipynb #72f0654b
