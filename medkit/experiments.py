@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['ARCH', 'PREVALENCE', 'Deck', 'deck', 'head_slices', 'head_deck', 'blood_window', 'train_head', 'Run', 'runs',
-           'at_end', 'at_best', 'tested', 'head_curves', 'Experiment', 'experiment', 'lucky_splits', 'plot_lucky',
-           'few_pictures', 'best_threshold', 'at_threshold', 'imbalanced', 'true_alarms', 'leak', 'pooled', 'even',
-           'balanced', 'too_long', 'paired_decks', 'colour_rows', 'coloured', 'organ_patches', 'rsna_deck',
-           'tm_experiments']
+           'at_end', 'at_best', 'tested', 'head_curves', 'plot_head', 'Experiment', 'found', 'experiment',
+           'lucky_splits', 'plot_lucky', 'few_pictures', 'best_threshold', 'at_threshold', 'imbalanced', 'true_alarms',
+           'leak', 'pooled', 'even', 'balanced', 'too_long', 'paired_decks', 'colour_rows', 'coloured', 'organ_patches',
+           'rsna_deck', 'tm_experiments']
 
-# %% ../nbs/37_experiments.ipynb #a275ccf3
+# %% ../nbs/37_experiments.ipynb #35379cea
 import contextlib, io, math, numpy as np, pandas as pd, torch
 from dataclasses import dataclass, replace
 from fastprogress.fastprogress import progress_bar
@@ -26,7 +26,7 @@ from .teachable import picture_groups, same_pictures
 from .loaders import set_dls
 from .classify import features
 from .evaluate import *
-from .report import MUTED, VALID, plot_confusion, plot_curves, plot_per_class, tidy
+from .report import INK, MUTED, TRAIN, VALID, plot_confusion, plot_curves, plot_per_class, tidy
 
 # %% ../nbs/37_experiments.ipynb #12457f30
 ARCH = 'tf_efficientnet_lite0' # small, made for telephones like Teachable Machine's MobileNet, and pip brings its weights
@@ -145,12 +145,21 @@ def tested(
     for r in rs: out[r.seed, r.test] = pick(r, y)[r.test]
     return out/out.sum(-1, keepdims=True)
 
-# %% ../nbs/37_experiments.ipynb #0bd2eff2
+# %% ../nbs/37_experiments.ipynb #cb669d4a
 def head_curves(rs, y) -> pd.DataFrame:
     "Mean loss and accuracy over runs after each epoch, for `plot_curves`"
     def right(r, rows): return (r.logp[:, rows].argmax(-1) == y[rows]).mean(1)
     cols = {'train_loss': lambda r: r.loss(y, r.train), 'valid_loss': lambda r: r.loss(y, r.val), 'accuracy, training': lambda r: right(r, r.train), 'accuracy, validation': lambda r: right(r, r.val)}
-    return pd.DataFrame({'epoch': np.arange(len(rs[0].logp)), **{k: np.mean([f(r) for r in rs], 0) for k, f in cols.items()}})
+    return pd.DataFrame({'epoch': np.arange(len(rs[0].logp)) + 1, **{k: np.mean([f(r) for r in rs], 0) for k, f in cols.items()}})
+
+# %% ../nbs/37_experiments.ipynb #5b0cee24
+def plot_head(rs, y) -> Figure:
+    "`head_curves` as losses at the left and accuracies at the right, training in grey and validation in blue"
+    fig = plot_curves(head_curves(rs, y))
+    ax = tidy(fig.axes[1], 'accuracy')
+    for line, color, name in zip(ax.lines, (TRAIN, VALID), ('train', 'valid')): line.set(color=color, label=name)
+    ax.legend(frameon=False, fontsize=9, labelcolor=INK)
+    return fig
 
 # %% ../nbs/37_experiments.ipynb #3d309469
 @dataclass
@@ -160,7 +169,15 @@ class Experiment(Result):
     def __repr__(self): return f'{self.title}\n\n' + super().__repr__()
     def _repr_html_(self): return f'<h3>{self.title}</h3>' + super()._repr_html_()
 
-# %% ../nbs/37_experiments.ipynb #eb261c1b
+# %% ../nbs/37_experiments.ipynb #a675905d
+def found(
+    p, y, # Probabilities (seeds,n,c), true classes (n,)
+    c,    # Class number
+) -> Estimate:
+    "Share of the pictures of a class that were called so (sensitivity), mean over seeds; n counts that class alone"
+    return score_probs(p, y, ('recall', c))._replace(n=int((y == c).sum()))
+
+# %% ../nbs/37_experiments.ipynb #bc5979f8
 def experiment(
     title,
     d:Deck,
@@ -171,6 +188,8 @@ def experiment(
 ) -> Experiment:
     "The parts of a result, with what every experiment shows: each class with its interval, the confusion matrix"
     r = evaluate_classes(p[0], d.y, d.classes)
+    n = np.bincount(d.y)
+    rows = {f'always {d.classes[n.argmax()]}, accuracy': share(n.max(), n.sum())} | rows
     table = pd.DataFrame([dict(zip(('metric', 'value', 'low', 'high', 'n'), (k, *e[:4]))) for k, e in rows.items()])
     notes = [f'{a}: {b}' for a, b in zip(('One would conclude', 'What is wrong', 'The mend'), story)] + [f'Data: {d.set.name}. Classes and confusion matrix: the first of {len(p)} seeds.'] + r.notes
     usual = {'Each class with its 95 % interval': plot_per_class(r.per_class), 'True classes in rows: where their pictures went': plot_confusion(p[0], d.y, d.classes)}
@@ -192,7 +211,7 @@ def plot_lucky(accs, held, whole) -> Figure:
     ax.set_xlim(0, 1.05); ax.set_xlabel(f'line and band: all {whole.n} pictures, cross-validated, 95 % interval', fontsize=9, color=MUTED)
     return fig
 
-# %% ../nbs/37_experiments.ipynb #e2658d4e
+# %% ../nbs/37_experiments.ipynb #aa19bad3
 def few_pictures(
     d:Deck=None, # Default: 30 + 30 generated slices
     seeds=3, **head,
@@ -205,7 +224,7 @@ def few_pictures(
     rows = {'accuracy, the luckiest draw of ten': best, 'accuracy, the unluckiest': share(round(accs.min()*10), 10), 'accuracy, cross-validated': whole, 'AUC, cross-validated': score_probs(p, d.y, 'auc')}
     story = (f'it is right in {best.value:.0%}.', f'that is the best of {len(accs)} draws of ten pictures; the worst gave {accs.min():.0%}, and the interval of ten alone runs from {best.low:.0%} to {best.high:.0%}.',
              f'test each picture once: {whole.value:.0%} of {len(d)}, {whole.low:.0%} to {whole.high:.0%}. No trick makes sixty pictures more than sixty.')
-    return experiment('1. Thirty and thirty', d, p, rows, story, {'The same training, other draws': plot_lucky(accs, 10, whole), 'Training': plot_curves(head_curves(rs, d.y))})
+    return experiment('1. Thirty and thirty', d, p, rows, story, {'The same training, other draws': plot_lucky(accs, 10, whole), 'Training': plot_head(rs, d.y)})
 
 # %% ../nbs/37_experiments.ipynb #d2d1b2b0
 def best_threshold(score, positive):
@@ -221,7 +240,7 @@ def at_threshold(run, y, c=1):
     out = np.empty((len(s), 2)); out[:, c] = 1/(1 + np.exp(-np.clip(s, -50, 50))); out[:, 1-c] = 1 - out[:, c]
     return out
 
-# %% ../nbs/37_experiments.ipynb #84868dd2
+# %% ../nbs/37_experiments.ipynb #9550d7c8
 def imbalanced(
     d:Deck=None, # Two classes, the second the rare one. Default: 1000 + 30 generated slices (300 + 30 in a test)
     seeds=2, epochs=15, **head,
@@ -230,18 +249,19 @@ def imbalanced(
     d = d or head_deck(*head_slices(300 if in_test() else 1000, 30, seed=2), blood_window)
     rs, ws = (runs(d, seeds, balanced=b, epochs=epochs, **head) for b in (False, True))
     ways = {'as trained': tested(rs, d.y), 'class weights': tested(ws, d.y), 'threshold': tested(rs, d.y, at_threshold)}
-    top, rare = share(np.bincount(d.y).max(), len(d)), d.classes[1]
-    rows = {f'always {d.classes[0]}, accuracy': top} | {f'{k}, {n}': score_probs(p, d.y, m) for k, p in ways.items() for n, m in (('accuracy', 'accuracy'), (f'{rare} found', ('recall', 1)), (f'{d.classes[0]} left in peace', ('recall', 0)))}
-    rows |= {f'{k} against as trained, balanced accuracy': compare_probs(ways[k], ways['as trained'], d.y, 'balanced accuracy') for k in ('class weights', 'threshold')}
+    usual, rare = d.classes
+    ask = {'accuracy': score_probs, f'{rare} found': lambda p, y: found(p, y, 1), f'{usual} left in peace': lambda p, y: found(p, y, 0)}
+    rows = {f'{k}, {n}': f(p, d.y) for k, p in ways.items() for n, f in ask.items()}
+    rows |= {f'{k} minus as trained, balanced accuracy': compare_probs(ways[k], ways['as trained'], d.y, 'balanced accuracy') for k in ('class weights', 'threshold')}
     rows['as trained, AUC'] = score_probs(ways['as trained'], d.y, 'auc')
-    return experiment('2. Thirty and a thousand', d, ways['as trained'], rows, _imbalance_story(rows, rare, d.classes[0]),
-                      {'With the threshold that validation chose': plot_confusion(ways['threshold'][0], d.y, d.classes), 'Training': plot_curves(head_curves(rs, d.y))})
+    return experiment('2. Thirty and a thousand', d, ways['as trained'], rows, _imbalance_story(rows, rare, usual, d.y),
+                      {'With the threshold that validation chose': plot_confusion(ways['threshold'][0], d.y, d.classes), 'Training': plot_head(rs, d.y)})
 
-# %% ../nbs/37_experiments.ipynb #a2d102eb
-def _imbalance_story(rows, rare, usual):
-    a, found, lazy = rows['as trained, accuracy'], rows[f'as trained, {rare} found'], rows[f'always {usual}, accuracy']
+# %% ../nbs/37_experiments.ipynb #bc598ad5
+def _imbalance_story(rows, rare, usual, y):
+    a, seen = rows['as trained, accuracy'], rows[f'as trained, {rare} found']
     t, peace, w = rows[f'threshold, {rare} found'], rows[f'threshold, {usual} left in peace'], rows[f'class weights, {rare} found']
-    return (f'an accuracy of {a.value:.1%} is excellent.', f'whoever always says {usual} has {lazy.value:.1%}; of the {rare}s it finds {found.value:.0%}.',
+    return (f'an accuracy of {a.value:.1%} is excellent.', f'whoever always says {usual} has {(y == 0).mean():.1%}; of the {seen.n} {rare}s it finds {seen.value:.0%}.',
             f'a threshold chosen on validation finds {t.value:.0%} ({t.low:.0%} to {t.high:.0%}) and leaves {peace.value:.0%} of {usual} in peace; class weights find {w.value:.0%}. '
             f'No threshold is better than the ranking behind it, an AUC of {rows["as trained, AUC"].value:.2f}.')
 
@@ -280,34 +300,35 @@ def even(d, groups, seed=0):
     n = np.bincount(d.y[rows]).min()
     return np.sort(np.concatenate([rows[d.y[rows] == c][:n] for c in np.unique(d.y)]))
 
-# %% ../nbs/37_experiments.ipynb #736f74d5
+# %% ../nbs/37_experiments.ipynb #5ba259c2
 def balanced(
-    d:Deck=None, # With classes normal and bleed. Default: generated, as many of each, and half of them again in colour
-    groups=None, # (n,) equal for twins
+    decks=None, # List of decks to pool. Default: 220 generated slices, half of them bleeds
+    again=None, # Another deck, that repeats pictures of the last one
     seeds=2, **head,
 ) -> Experiment:
     "Experiment 3: as many of each, from several projects"
-    if d is None: d, groups = _twins(40 if in_test() else 110)
+    decks, again = (decks, again) if decks else _twins(30 if in_test() else 110)
+    d, groups = pooled(*decks)
     e = d.part(even(d, groups))
-    rs, twins = runs(e, seeds, **head), leak(d, groups, seeds, **head)
+    rs, twins = runs(e, seeds, **head), leak(*pooled(decks[-1], again), seeds, **head)
     p = tested(rs, e.y)
-    sens, spec = (score_probs(p, e.y, ('recall', c)) for c in (1, 0))
+    sens, spec = found(p, e.y, 1), found(p, e.y, 0)
     rows = {'accuracy': score_probs(p, e.y), 'bleeds found (sensitivity)': sens, 'normals left in peace (specificity)': spec,
             'alarms that are right, half are bleeds': true_alarms(sens, spec, .5), f'alarms that are right, {PREVALENCE:.1%} are bleeds': true_alarms(sens, spec)} | twins
-    return experiment('3. As many of each', e, p, rows, _balance_story(rows), {'Training': plot_curves(head_curves(rs, e.y))})
+    return experiment('3. As many of each', e, p, rows, _balance_story(rows), {'Training': plot_head(rs, e.y)})
 
-# %% ../nbs/37_experiments.ipynb #778a28c4
+# %% ../nbs/37_experiments.ipynb #77d783b6
 def _twins(n):
     hu, y = head_slices(n, n, seed=3)
-    return pooled(head_deck(hu, y, blood_window), head_deck(hu[:n], y[:n], colour_range))
+    return [head_deck(hu, y, blood_window)], head_deck(hu[:n], y[:n], lambda h: colour_range(h, level=50, width=40), 'half of them in colour')
 
 def _balance_story(rows):
     half, few, torn, kept, c = (rows[k] for k in ('alarms that are right, half are bleeds', f'alarms that are right, {PREVALENCE:.1%} are bleeds', 'accuracy, twins torn apart', 'accuracy, twins kept together', 'torn minus kept'))
-    return (f'{half.value:.0%} of the alarms are right, and with all the pictures of the other project it is right in {torn.value:.0%}.',
+    return (f"{half.value:.0%} of the alarms are right, and with another project's pictures added it is right in {torn.value:.0%}.",
             f'where {PREVALENCE:.1%} bleed, {few.value:.0%} of the alarms are right; and pictures that recur in both projects were learned and asked: torn minus kept together is {c}.',
             f'quote sensitivity and specificity, compute the rest for the place of use, and keep twins on one side: {kept.value:.0%}.')
 
-# %% ../nbs/37_experiments.ipynb #83452384
+# %% ../nbs/37_experiments.ipynb #a98457b0
 def too_long(
     d:Deck=None, # Default: 80 + 80 generated slices
     seeds=2, epochs=60, **head,
@@ -321,7 +342,7 @@ def too_long(
     rows = {'accuracy on training pictures, end': Estimate(learned, math.nan, math.nan, len(rs[0].train)), 'accuracy, end': score_probs(end, d.y), 'accuracy, early stopping': score_probs(best, d.y),
             'early stopping minus end, accuracy': compare_probs(best, end, d.y), 'loss, end': mean_ci(loss(end)), 'loss, early stopping': mean_ci(loss(best)),
             'early stopping minus end, loss': compare_means(loss(best), loss(end), higher_is_better=False), 'epoch of early stopping, mean': mean_ci([r.loss(d.y, r.val).argmin() + 1 for r in rs])}
-    return experiment('4. Too long', d, end, rows, _long_story(rows, epochs), {'Training': plot_curves(head_curves(rs, d.y))})
+    return experiment('4. Too long', d, end, rows, _long_story(rows, epochs), {'Training': plot_head(rs, d.y)})
 
 # %% ../nbs/37_experiments.ipynb #e08ff191
 def _long_story(rows, epochs):
@@ -348,14 +369,14 @@ def colour_rows(
     rows = {f'{n}, accuracy': score_probs(p, grey.y) for n, p in (('grey', g), ('colour', c))}
     return rows | {f'colour minus grey, {m}': compare_probs(c, g, grey.y, m) for m in ('accuracy', 'balanced accuracy', 'auc')}, g, c
 
-# %% ../nbs/37_experiments.ipynb #b6097209
+# %% ../nbs/37_experiments.ipynb #fa3061b8
 def coloured(
     grey:Deck=None,   # Default: 80 + 80 generated slices in the brain window
     colour:Deck=None, # Other pictures, some the same, 50 to 100 HU in red
     seeds=3, **head,
 ) -> Experiment:
     "Experiment 5: what colour-coding is worth, as one saw it and on the same pictures"
-    grey, colour = (grey, colour) if grey else _grey_and_colour(40 if in_test() else 80)
+    grey, colour = (grey, colour) if grey else _grey_and_colour(32 if in_test() else 80)
     seen = {f'{n}, all its pictures, accuracy': score_probs(tested(runs(d, seeds, **head), d.y), d.y) for n, d in (('grey', grey), ('colour', colour))}
     g, c = paired_decks(grey, colour)
     rows, p, q = colour_rows(g, c, seeds, **head)
@@ -388,7 +409,7 @@ def organ_patches(
     cut = [(h, s, z) for h, s, z in cut if (s == 0 or s >= least) and (h > -500).mean() > .5]
     return np.stack([h for h, _, _ in cut]), np.array([s > 0 for _, s, _ in cut]).astype(int), np.array([z for _, _, z in cut])
 
-# %% ../nbs/37_experiments.ipynb #a7fbec68
+# %% ../nbs/37_experiments.ipynb #1fc96c7a
 def rsna_deck(k):
     "Experiment `k` of the RSNA's sessions, or None where it is not on this computer"
     file = find(f'rsna_experiment{k}')
@@ -400,5 +421,5 @@ def tm_experiments(
 ) -> list:     # Five `Experiment`s
     "The five experiments on real pictures where there are any. There are no thousand normals: the second is always generated"
     e1, e4, e5 = (rsna_deck(k) if real else None for k in (1, 4, 5))
-    return [few_pictures(e1, seeds), imbalanced(seeds=seeds), balanced(*pooled(e1, e4, e5), seeds) if e1 and e4 and e5 else balanced(seeds=seeds),
+    return [few_pictures(e1, seeds), imbalanced(seeds=seeds), balanced([e1, e4], e5, seeds) if e1 and e4 and e5 else balanced(seeds=seeds),
             too_long(e4, seeds), coloured(e4, e5, seeds) if e4 and e5 else coloured(seeds=seeds)]
