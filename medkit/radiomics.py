@@ -109,13 +109,14 @@ def _lines(g):
     def diagonals(a): return np.pad(a, ((0, 0), (0, h)), constant_values=-1).ravel()[:-h].reshape(h, w+h-1).T # each row one further to the right
     return np.concatenate([apart(a) for a in (g, g.T, diagonals(g), diagonals(g[:, ::-1]))])
 
-# %% ../nbs/17_radiomics.ipynb #ba899c96
+# %% ../nbs/17_radiomics.ipynb #7dbb024b
 def _count(level, length, levels):
     "Matrix (levels, longest): how often each level has each length; level -1 lies outside"
     level, length = level[level >= 0], length[level >= 0]
     longest = length.max()
     return np.bincount(level*longest + length-1, minlength=levels*longest).reshape(levels, longest)
 
+# %% ../nbs/17_radiomics.ipynb #27d13376
 def run_matrix(g, levels):
     "Runs in four directions, merged: levels x lengths"
     v = _lines(g)
@@ -130,7 +131,7 @@ def zone_matrix(g, levels):
     level[z] = g.ravel()
     return _count(level, np.bincount(z), levels)
 
-# %% ../nbs/17_radiomics.ipynb #f0e001f4
+# %% ../nbs/17_radiomics.ipynb #3da803bb
 RUNS  = 'sre lre lgre hgre srlge srhge lrlge lrhge glnu glnu_norm rlnu rlnu_norm r_perc gl_var rl_var rl_entr'.split() # short, long, low grey, high grey run emphasis, ...
 ZONES = 'sze lze lgze hgze szlge szhge lzlge lzhge glnu glnu_norm zsnu zsnu_norm z_perc gl_var zs_var zs_entr'.split()  # small, large, ... zone emphasis; nu: non-uniformity
 
@@ -146,6 +147,7 @@ def sixteen(
     spreads = [total*r @ r, r @ r, total*c @ c, c @ c, total/n, (i - i @ r)**2 @ r, (j - j @ c)**2 @ c, _entropy(p)]
     return dict(zip(names, emphases + spreads))
 
+# %% ../nbs/17_radiomics.ipynb #0ded0685
 def glrlm(g, levels): return sixteen(run_matrix(g, levels), 4*(g >= 0).sum(), RUNS)
 
 def glszm(g, levels): return sixteen(zone_matrix(g, levels), (g >= 0).sum(), ZONES)
@@ -217,7 +219,7 @@ def shape_3d(
     f = _mirp(x, mask, ['shape'], spacing, 2, resegmentation_intensity_range=[.5, 1.5])
     return {k: v for k, v in f.items() if k not in NOT_SHAPE}
 
-# %% ../nbs/17_radiomics.ipynb #337fe6bc
+# %% ../nbs/17_radiomics.ipynb #ce9bc8d5
 GREY = dict(first_order=lambda x, m, g, n: first_order(x[m]), glcm=lambda x, m, g, n: glcm(g, n), glrlm=lambda x, m, g, n: glrlm(g, n),
             glszm=lambda x, m, g, n: glszm(g, n), lbp=lambda x, m, g, n: lbp(x, m)) # what `radiomics` computes of grey pictures
 
@@ -228,6 +230,7 @@ def _grey_row(x, mask, families, levels):
     row = {f'{f}_{k}': v for f in families for k, v in GREY[f](x, mask, np.eye(2, dtype=int) if plain else g, levels).items()}
     return {k: v if k.startswith('first_order') else np.nan for k, v in row.items()} if plain else row
 
+# %% ../nbs/17_radiomics.ipynb #226eb79e
 def _picture_row(x, mask, families, spacing, levels):
     "Features of a picture; in colour, grey values by channel"
     grey, channels = [f for f in families if f != 'shape'], {'': x} if x.ndim == 2 else {f'{c}_': x[..., i] for i, c in enumerate(('red', 'green', 'blue'))}
@@ -243,7 +246,7 @@ def _volume_row(x, mask, families, spacing, levels):
     if np.ptp(x[mask]) == 0: row = {k: v if k.startswith('first_order') else np.nan for k, v in row.items()}
     return row | (shape_3d(mask, spacing) if 'shape' in families else {})
 
-# %% ../nbs/17_radiomics.ipynb #0e0eb167
+# %% ../nbs/17_radiomics.ipynb #578ad77b
 def _array(a):
     "An array as it is; of a NIfTI file its voxels, three axes, and the header's spacing and place"
     if not isinstance(a, (str, Path)): return (None if a is None else np.asarray(a)), None
@@ -252,18 +255,21 @@ def _array(a):
     x = np.asarray(img.dataobj)
     return x.reshape(x.shape + (1,)) if x.ndim == 2 else x[..., 0] if x.ndim == 4 and x.shape[3] == 1 else x, img
 
+# %% ../nbs/17_radiomics.ipynb #47090d72
 def _opened(image, mask, spacing):
     "Arrays of one case (the mask may be missing), spacing, and whether it is a picture"
     (x, img), (m, msk) = _array(image), _array(mask)
     if img is not None and msk is not None and not np.allclose(img.affine, msk.affine, atol=.05): raise MedkitError('the mask lies on another grid than the image: resample it')
-    file = msk if img is None else img
-    if file is not None: spacing = file.header.get_zooms()[:3]
-    x = m if x is None else x
+    file, x = img or msk, m if x is None else x
     flat = file is None and (x.ndim == 2 or x.ndim == 3 and x.shape[-1] == 3)
     if not flat and x.ndim != 3: raise MedkitError(f'its shape is {x.shape}: give (h,w), (h,w,3) or (h,w,d)')
+    return x, m, _mm(file.header.get_zooms()[:3] if file else spacing, 2 if flat else 3), flat
+
+def _mm(spacing, axes):
+    "Spacing for each axis"
     mm = np.atleast_1d(1. if spacing is None else spacing).astype(float)
-    if len(mm) not in (1, 2 if flat else 3) or not (mm > 0).all(): raise MedkitError(f'spacing is {spacing}: give one number of mm above zero for each of its {2 if flat else 3} axes')
-    return x, m, np.broadcast_to(mm, (2 if flat else 3,)), flat
+    if len(mm) not in (1, axes) or not (mm > 0).all(): raise MedkitError(f'spacing is {spacing}: give one number of mm above zero for each of its {axes} axes')
+    return np.broadcast_to(mm, axes)
 
 # %% ../nbs/17_radiomics.ipynb #74264d8f
 FAMILIES = [*MIRP, 'lbp']
@@ -387,7 +393,15 @@ def nested_cv(
         rows.append(dict(fold=k, n_train=len(tr), n_test=len(te), brier=brier(probs[te], y[te]).mean()) | {p.split('__')[1]: v for p, v in setting.items()})
     return probs, pd.DataFrame(rows)
 
-# %% ../nbs/17_radiomics.ipynb #26f318d2
+# %% ../nbs/17_radiomics.ipynb #98603042
+def _in_parts(y, splits, names):
+    "Where each split's cases stand; every class must be there for training"
+    at = {s: np.flatnonzero(np.asarray(splits) == s) for s in ('train', 'val', 'test')}
+    lost = set(range(len(names))) - set(y[at['train']].tolist())
+    if lost: raise MedkitError(f'Class {names[min(lost)]} has no cases for training: give some or leave it out')
+    return at
+
+# %% ../nbs/17_radiomics.ipynb #2ae932f8
 def classical(
     X,               # Table, one row a case
     y,               # (n,) classes 0 to c-1
@@ -396,10 +410,8 @@ def classical(
     seed=42,         # Of the forest, and of inner folds
 ) -> dict:
     "Model of the training cases with the setting that is best on validation (inner folds where there is none), and its probabilities of 'val' and 'test'"
-    start, (X, y, names), splits = time.perf_counter(), _table_checked(X, y), np.asarray(splits)
-    at = {s: np.flatnonzero(splits == s) for s in ('train', 'val', 'test')}
-    lost = set(range(len(names))) - set(y[at['train']].tolist())
-    if lost: raise MedkitError(f'Class {names[min(lost)]} has no cases for training: give some or leave it out')
+    start, (X, y, names) = time.perf_counter(), _table_checked(X, y)
+    at = _in_parts(y, splits, names)
     tr = at['train']
     folds = [(tr, at['val'])] if len(at['val']) else [(tr[a], tr[b]) for a, b in folds_of(y[tr], n=3, seed=seed)]
     setting, table = choose_setting(X, y, folds, kind, seed)
@@ -434,7 +446,7 @@ def together(
     labels = fcluster(linkage(squareform(1 - r, checks=False), 'complete'), 1 - above, 'distance')
     return [list(X.columns[labels == k]) for k in pd.unique(labels)]
 
-# %% ../nbs/17_radiomics.ipynb #f890c9a4
+# %% ../nbs/17_radiomics.ipynb #2fe2fe9c
 def importance(
     model,      # Fitted pipeline of `classical`
     X,          # Table of held-out cases
@@ -443,7 +455,7 @@ def importance(
     n=10,       # Shuffles of each
     seed=42,    # Of the shuffles
 ) -> pd.DataFrame: # features, n_features, importance with low and high: the rise of the Brier score; the largest first
-    "Permutation importance of groups of columns on held-out cases, 95 % interval over the cases (Breiman, 2001)"
+    "Permutation importance of groups of columns on held-out cases, 95 % interval over the cases as if each were a patient (Breiman, 2001)"
     X, y, rng, rows = pd.DataFrame(X), np.asarray(y), np.random.default_rng(seed), []
     now, groups = brier(model.predict_proba(X.to_numpy(float)), y), together(X) if groups is None else groups
     for cols in _bar(groups, len(groups)):
