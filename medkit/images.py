@@ -55,7 +55,7 @@ def fit_volume(
         v = np.moveaxis(np.asarray(plane.resize((m, plane.height), Image.Resampling.BICUBIC)).reshape(*rows.shape[:-1], m), -1, axis)
     return np.pad(v, [((size-n)//2, (size-n+1)//2) for n in v.shape])
 
-# %% ../nbs/03_images.ipynb #929fb735
+# %% ../nbs/03_images.ipynb #3072f683
 def form_of(
     images, # uint8 array: (n,h,w), (n,h,w,3) or (n,d,h,w)
 ):          # 'grey', 'colour' or 'volume'
@@ -67,11 +67,13 @@ def flat(
 ):     # Array (h,w) or (h,w,3)
     "What can be drawn of a picture: itself; of a volume the middle planes of its three axes, as a square of four with one left black"
     if x.ndim == 2 or x.shape[-1] == 3: return x
-    a, b, c = [np.pad(p, [((max(x.shape)-n)//2, (max(x.shape)-n+1)//2) for n in p.shape]) for p in (x.take(n//2, axis) for axis, n in enumerate(x.shape))]
+    planes = [x.take(n//2, axis) for axis, n in enumerate(x.shape)]
+    a, b, c = [np.pad(p, [((max(x.shape)-n)//2, (max(x.shape)-n+1)//2) for n in p.shape]) for p in planes]
     return np.block([[a, b], [c, np.zeros_like(a)]])
 
-# %% ../nbs/03_images.ipynb #e4fbb591
-BROKEN = OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError, zipfile.BadZipFile, zlib.error # what PIL and zip raise over damaged files
+# %% ../nbs/03_images.ipynb #f626f161
+# what PIL and zip raise over damaged files
+BROKEN = OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError, zipfile.BadZipFile, zlib.error
 
 def read_image(
     file,      # `Path`, or a place inside a zip (`zipfile.Path`)
@@ -127,7 +129,7 @@ def read_images(
     if odd := _several_sizes(a.shape[:2] for a in arrays): raise MedkitError(odd[0])
     return _stacked(arrays)
 
-# %% ../nbs/03_images.ipynb #a41b350b
+# %% ../nbs/03_images.ipynb #8fdb72b1
 @dataclass
 class ImageSet:
     "Pictures with labels and splits"
@@ -141,17 +143,19 @@ class ImageSet:
     def __len__(self): return len(self.labels)
     def __repr__(self):
         n = ', '.join(f'{s} {(self.splits == s).sum()}' for s in ('train', 'val', 'test'))
-        what = f'in {len(self.classes)} classes: {", ".join(self.classes)}' if self.task != 'regression' else f'with numbers from {self.labels.min():g} to {self.labels.max():g}'
+        what = f'in {len(self.classes)} classes: {", ".join(self.classes)}'
+        if self.task == 'regression': what = f'with numbers from {self.labels.min():g} to {self.labels.max():g}'
         return f'{self.name}: {len(self)} pictures ({n}) {what}'
 
 # %% ../nbs/03_images.ipynb #abf6ce7f
 TASKS = 'binary-class', 'multi-class', 'multi-label, binary-class', 'ordinal-regression', 'regression'
 
-# %% ../nbs/03_images.ipynb #a09e2b82
+# %% ../nbs/03_images.ipynb #8d503645
 @patch
 def counts(self:ImageSet):
     "Table of pictures: split x class; where a picture may have several labels, each is counted; for regression one column, all"
-    one = self.labels if self.labels.ndim == 2 else np.ones((len(self), 1), int) if self.task == 'regression' else self.labels[:, None] == np.arange(len(self.classes))
+    if self.task == 'regression': one = np.ones((len(self), 1), int)
+    else: one = self.labels if self.labels.ndim == 2 else self.labels[:, None] == np.arange(len(self.classes))
     rows = {s: one[self.splits == s].sum(0) for s in ('train', 'val', 'test')}
     return pd.DataFrame(rows, self.classes or ['all']).T.astype(int)
 
@@ -165,12 +169,13 @@ def part(self:ImageSet,
     images = self.images[idx] if isinstance(self.images, np.ndarray) else [self.images[i] for i in idx]
     return replace(self, images=images, labels=self.labels[idx], splits=self.splits[idx])
 
-# %% ../nbs/03_images.ipynb #8d06d994
+# %% ../nbs/03_images.ipynb #20ba20bf
 def _resized(x, size):
     "The pictures of an array, each fitted into a square or cube; written in place, since a list of them would take the memory twice"
-    volume = form_of(x) == 'volume'
-    out = np.empty((len(x), *[size]*(3 if volume else 2), *x.shape[3:][:not volume]), np.uint8)
-    for o, i in zip(out, tqdm(x, 'resizing', delay=2, leave=False)): o[:] = fit_volume(i, size) if volume else np.asarray(fit(Image.fromarray(i), size))
+    shape = [size]*3 if form_of(x) == 'volume' else [size, size, *x.shape[3:]]
+    one = fit_volume if form_of(x) == 'volume' else lambda i, size: np.asarray(fit(Image.fromarray(i), size))
+    out = np.empty((len(x), *shape), np.uint8)
+    for o, i in zip(out, tqdm(x, 'resizing', delay=2, leave=False)): o[:] = one(i, size)
     return out
 
 # %% ../nbs/03_images.ipynb #e8f1aaeb
@@ -254,7 +259,14 @@ def same_files(
     with ThreadPoolExecutor() as pool: keys = list(tqdm(pool.map(digest, files), 'looking for copies', len(files), delay=2, leave=False))
     return np.unique(keys, return_inverse=True)[1]
 
-# %% ../nbs/03_images.ipynb #71848242
+# %% ../nbs/03_images.ipynb #d1eaef6e
+def _said(s, shares, seed, copies):
+    "The line about a split that was drawn"
+    by = 'quantile' if s.task == 'regression' else 'class' if s.labels.ndim == 1 else 'rarest label'
+    n = ', '.join(f'{k} {(s.splits == k).sum()}' for k in ('train', 'val', 'test'))
+    return f"{s.name}: {' and '.join(shares)} drawn by {by}, seed {seed}: {n}" + (f'; {copies} groups of identical files stay together' if copies else '')
+
+# %% ../nbs/03_images.ipynb #4e7a7892
 def complete_splits(
     s:ImageSet, # `None` in its splits where none is known
     seed=42,
@@ -267,61 +279,73 @@ def complete_splits(
     idx = np.flatnonzero(splits == 'train')
     groups = same_files([s.images[i] for i in idx])
     splits[idx] = draw_splits(strata(s.labels[idx]), groups, shares, seed)
-    n, copies, by = Counter(splits.tolist()), int((np.bincount(groups) > 1).sum()), 'quantile' if s.task == 'regression' else 'class' if s.labels.ndim == 1 else 'rarest label'
-    print(f"{s.name}: {' and '.join(shares)} drawn by {by}, seed {seed}: " + ', '.join(f'{k} {n[k]}' for k in ('train', 'val', 'test')) +
-          (f'; {copies} groups of identical files stay together' if copies else ''))
+    print(_said(s, shares, seed, int((np.bincount(groups) > 1).sum())))
     return s
 
-# %% ../nbs/03_images.ipynb #b3b9536f
+# %% ../nbs/03_images.ipynb #f5a30cdf
 def _measured(s, asked):
     "Labels as float numbers: regression"
     try: y = np.array([float(c) for c in s.classes])[s.labels] if s.classes else np.array(s.labels, np.float64)
     except ValueError as e: raise MedkitError(f'{s.name} has a label that is no number ({e}): regression wants numbers only') from e
     few = np.unique(y)
     if not asked and 0 < len(few) <= 10 and (few == few.round()).all():
-        raise MedkitError(f"{s.name} has the labels {', '.join(f'{v:.1f}' for v in few)}: say task='multi-class' if they are classes, task='regression' if they were measured")
+        raise MedkitError(f"{s.name} has the labels {', '.join(f'{v:.1f}' for v in few)}: say task='multi-class' if they are classes, "
+                          "task='regression' if they were measured")
     return replace(s, labels=y, classes=[], task='regression')
 
-# %% ../nbs/03_images.ipynb #dbe0b499
+# %% ../nbs/03_images.ipynb #f2de2242
 def _numbered(y, name):
     "Class numbers (n,) and the classes' names, from numbers or names"
     if y.dtype.kind not in 'iu':
         names, y = np.unique(y, return_inverse=True)
         return y, [str(c) for c in names.tolist()]
     top = max(y.tolist(), default=-1)
-    if top > len(y): raise MedkitError(f"{name} has labels up to {top} for {len(y)} pictures: number the classes from 0 without gaps, or say task='regression'")
-    return y, [str(i) for i in range(top + 1)]
+    if top <= len(y): return y, [str(i) for i in range(top + 1)]
+    raise MedkitError(f"{name} has labels up to {top} for {len(y)} pictures: number the classes from 0 without gaps, or say task='regression'")
 
+# %% ../nbs/03_images.ipynb #ab5a8710
 def _classed(s, task):
     "Labels as class numbers"
     y, classes = (s.labels, list(s.classes)) if s.classes else _numbered(s.labels, s.name)
-    if y.dtype.kind == 'U' or (y != y.round()).any(): raise MedkitError(f"{s.name} has the classes {', '.join(classes[:5])}, but labels that are not their numbers: give 0, 1, ...")
-    if task == 'binary-class' and len(classes) != 2: raise MedkitError(f"{s.name} has {len(classes)} classes: task='binary-class' wants 2, take 'multi-class'")
-    return replace(s, labels=y.astype(np.int64), classes=classes, task=task or ('binary-class' if len(classes) == 2 else 'multi-class'))
+    k = len(classes)
+    if y.dtype.kind == 'U' or (y != y.round()).any(): raise MedkitError(f"{s.name} has {k} classes, but labels that are not their numbers: give 0, 1, ...")
+    if task == 'binary-class' and k != 2: raise MedkitError(f"{s.name} has {k} classes: task='binary-class' wants 2, take 'multi-class'")
+    return replace(s, labels=y.astype(np.int64), classes=classes, task=task or ('binary-class' if k == 2 else 'multi-class'))
 
-# %% ../nbs/03_images.ipynb #5165e082
+# %% ../nbs/03_images.ipynb #2d29c23a
 def _several_labels(s, asked):
     "Labels as rows of 0 and 1"
     y, k = s.labels, s.labels.shape[1]
-    if y.dtype.kind not in 'iub' and (y.dtype.kind != 'f' or (y != y.round()).any()): raise MedkitError(f'{s.name} has {k} labels a picture, and not all are 0 or 1: give 0 or 1 for each')
+    if y.dtype.kind == 'U' or (y != y.round()).any(): raise MedkitError(f'{s.name} has {k} labels a picture, and not all are 0 or 1: give 0 or 1 for each')
     if not asked and len(y) and (y.sum(1) == 1).all():
-        raise MedkitError(f"{s.name} has exactly one of {k} labels for every picture: give its number, as in labels.argmax(1), or say task='multi-label, binary-class'")
+        raise MedkitError(f'{s.name} has exactly one of {k} labels for every picture: give its number, as in labels.argmax(1), '
+                          "or say task='multi-label, binary-class'")
     return replace(s, labels=y.astype(np.int64), classes=list(s.classes) or [str(i) for i in range(k)], task='multi-label, binary-class')
 
-# %% ../nbs/03_images.ipynb #c0570b4a
+# %% ../nbs/03_images.ipynb #2f332022
+def _readable(y, name):
+    "Labels as an array (n,) or (n,k) of numbers or words"
+    y = np.asarray(y)
+    if y.ndim == 2 and y.shape[1] == 1: y = y[:, 0]
+    if y.dtype.kind == 'O': y = np.array(y.tolist())
+    if y.ndim not in (1, 2) or y.dtype.kind not in 'iubfU':
+        raise MedkitError(f'{name} has labels of shape {y.shape} and type {y.dtype}: give a number or a word a picture, or a row of 0 and 1')
+    lost = int((~np.isfinite(y)).sum()) if y.dtype.kind == 'f' else 0
+    if lost: raise MedkitError(f'{name} has {lost} labels that are nan or infinite: fill them, or remove those pictures')
+    return y
+
+# %% ../nbs/03_images.ipynb #132a0529
 def settle(
     s:ImageSet, # Its labels as they were written, its task '' where that is not known
     task=None,  # One of `TASKS`; `None` goes by the labels
 ) -> ImageSet:
     "The set with labels, classes and task as `ImageSet` wants them"
-    y, task = np.asarray(s.labels), choose(task, TASKS, 'task') if task else s.task
-    if y.ndim == 2 and y.shape[1] == 1: y = y[:, 0]
-    if y.dtype.kind == 'O': y = np.array(y.tolist())
-    if y.ndim not in (1, 2) or y.dtype.kind not in 'iubfU': raise MedkitError(f'{s.name} has labels of shape {y.shape} and type {y.dtype}: give a number or a word a picture, or a row of 0 and 1')
-    if y.dtype.kind == 'f' and not np.isfinite(y).all(): raise MedkitError(f'{s.name} has {(~np.isfinite(y)).sum()} labels that are nan or infinite: fill them, or remove those pictures')
-    if task and (y.ndim == 2) != task.startswith('multi-label'): raise MedkitError(f'{s.name} has {"several labels" if y.ndim == 2 else "one label"} a picture, which does not fit to {task!r}')
-    s, measured = replace(s, labels=y), task == 'regression' or not (task or s.classes) and y.dtype.kind == 'f'
-    return _several_labels(s, task) if y.ndim == 2 else _measured(s, task) if measured else _classed(s, task)
+    s, task = replace(s, labels=_readable(s.labels, s.name)), choose(task, TASKS, 'task') if task else s.task
+    several, measured = s.labels.ndim == 2, not s.classes and s.labels.dtype.kind == 'f'
+    if task and several != task.startswith('multi-label'):
+        raise MedkitError(f'{s.name} has {"several labels" if several else "one label"} a picture, which does not fit to {task!r}')
+    if several: return _several_labels(s, task)
+    return _measured(s, task) if task == 'regression' or measured and not task else _classed(s, task)
 
 # %% ../nbs/03_images.ipynb #33ef5305
 def _of_files(rows, classes, name):
@@ -375,16 +399,17 @@ def entry_of(
     "The catalog's entry of a file, known by its name"
     return next((e for e in ENTRIES.values() for ps in e.places.values() for p in ps if p.endswith(path.suffix) and Path(p).name == path.name), None)
 
-# %% ../nbs/03_images.ipynb #576aa36d
+# %% ../nbs/03_images.ipynb #e344224d
 def _checked_array(images, what):
     "uint8 pictures or volumes, without a lone last axis; anything else is refused"
     try: images = np.asarray(images)
-    except ValueError as e: raise MedkitError(f'{what} holds pictures of several sizes: make them equal, or give a folder or table of files and size=64') from e
+    except ValueError as e: raise MedkitError(f'{what} holds pictures of several sizes: make them equal, or give files and a size') from e
     if images.dtype != np.uint8: raise MedkitError(f'{what} holds {images.dtype} pictures: uint8 with 0 to 255 is wanted')
     if images.ndim in (4, 5) and images.shape[-1] == 1: images = images[..., 0]
     if images.ndim == 3 and 0 not in images.shape[1:] or images.ndim == 4 and (images.shape[3] == 3 or min(images.shape[1:]) > 4): return images
     raise MedkitError(f'{what} holds arrays of shape {images.shape[1:]}: (h,w), (h,w,3) or (d,h,w) is wanted, colours last')
 
+# %% ../nbs/03_images.ipynb #f7d0df80
 def _of_splits(z, what, e=None):
     "`ImageSet` of the six arrays, to be settled; what the catalog knows of them comes from its entry"
     splits = np.repeat(['train', 'val', 'test'], [len(z[f'{s}_labels']) for s in ('train', 'val', 'test')])
@@ -395,19 +420,22 @@ def _open_npz(path):
     "Pictures with the split that its makers drew; classes from the catalog where the file's name is known there"
     return _of_splits(_arrays(path), path, entry_of(path))
 
-# %% ../nbs/03_images.ipynb #bbba98b9
+# %% ../nbs/03_images.ipynb #f17e7446
 def _split_names(values, what):
     "'train', 'val' or 'test' for each, from words that mean them"
     odd = [str(v) for v in values if str(v).lower() not in SPLITS]
     if odd: raise MedkitError(f'{what} has {odd[0]!r}: use train, val and test')
     return [SPLITS[str(v).lower()] for v in values]
 
+# %% ../nbs/03_images.ipynb #7fa54e9b
 def _open_arrays(source):
     "A dictionary in MedMNIST's layout, or (images, labels) or (images, labels, splits)"
     if isinstance(source, dict): return _of_splits(_matching(source, 'arrays'), 'arrays')
     if len(source) not in (2, 3): raise MedkitError(f'arrays: {len(source)} came, (images, labels) or (images, labels, splits) is wanted')
-    images, labels, splits = _checked_array(source[0], 'arrays'), np.atleast_1d(source[1]), [None]*len(source[0]) if len(source) == 2 else _split_names(source[2], 'The splits')
-    if not len(images) == len(labels) == len(splits): raise MedkitError(f'arrays: {len(images)} pictures came with {len(labels)} labels and {len(splits)} splits')
+    images, labels = _checked_array(source[0], 'arrays'), np.atleast_1d(source[1])
+    splits = _split_names(source[2], 'The splits') if len(source) == 3 else [None]*len(images)
+    n, k, m = map(len, (images, labels, splits))
+    if not n == k == m: raise MedkitError(f'arrays: {n} pictures came with {k} labels and {m} splits')
     return ImageSet(images, labels, splits, [], 'arrays', '')
 
 # %% ../nbs/03_images.ipynb #5757c453
@@ -442,7 +470,7 @@ def _table_splits(df):
     if odd is not None: raise MedkitError(f"The table's column is_valid has {odd!r}: use True and False")
     return ['val' if str(v).lower() in ('true', '1') else 'train' for v in df['is_valid']]
 
-# %% ../nbs/03_images.ipynb #1dfed9ec
+# %% ../nbs/03_images.ipynb #b502feee
 def _delimited(y, delim):
     "0 and 1 for each label that a column names, and the labels' names; an empty field has none"
     words = [[w.strip() for w in str(v).split(delim) if w.strip()] for v in y.astype(object).where(y.notna(), '')]
@@ -450,35 +478,45 @@ def _delimited(y, delim):
     if not classes: raise MedkitError(f"The table's column {y.name} names no label in any row: fill it")
     return np.array([[c in ws for c in classes] for ws in words], int).reshape(len(y), -1), classes
 
+# %% ../nbs/03_images.ipynb #b74d8156
 def _table_labels(df, cols, delim):
     "Labels, classes and task (as far as they are known) of a table's columns"
     y = df[cols[0]]
     if len(cols) > 1: return df[cols].to_numpy(), cols, ''
     if delim: return *_delimited(y, delim), 'multi-label, binary-class'
-    if isinstance(y.dtype, pd.CategoricalDtype): return y.cat.codes.to_numpy(), [str(c) for c in y.cat.categories], 'ordinal-regression' if y.cat.ordered else ''
+    if isinstance(y.dtype, pd.CategoricalDtype): return y.cat.codes.to_numpy(), list(map(str, y.cat.categories)), 'ordinal-regression' if y.cat.ordered else ''
     if pd.api.types.is_float_dtype(y): return y.to_numpy(float), [], ''
     classes = sorted(y.unique().tolist(), key=lambda c: (isinstance(c, str), c)) # numbers before words
     return y.map({c: i for i, c in enumerate(classes)}).to_numpy(int), [str(c) for c in classes], ''
 
-# %% ../nbs/03_images.ipynb #40873653
-def _open_table(df, folder='.', name='table', label_col='label', label_delim=None):
-    "Pictures listed in a table"
-    cols = [label_col] if isinstance(label_col, str) else list(label_col)
+# %% ../nbs/03_images.ipynb #ffb389f4
+def _check_columns(df, cols, name, may_lack):
+    "A `MedkitError` unless the table has a path and labels in each row, and every column once"
     twice = [c for c in df.columns[df.columns.duplicated()] if c in ('path', 'split', 'is_valid', *cols)]
-    if twice or not cols: raise MedkitError(f"{name} has the column {twice[0]} twice: keep one" if twice else 'label_col=[] names no column: name one or more')
+    if twice: raise MedkitError(f'{name} has the column {twice[0]} twice: keep one')
     lost = [c for c in ('path', *cols) if c not in df]
     if lost: raise MedkitError(f"{name} has the columns {', '.join(map(str, df.columns))}: {' and '.join(lost)} missing, rename yours")
     if not len(df): raise MedkitError(f'{name} has no rows: list a picture a row')
-    gap = df.index[df[['path'] if label_delim else ['path', *cols]].isna().any(axis=1)]
+    gap = df.index[df[['path'] if may_lack else ['path', *cols]].isna().any(axis=1)]
     if len(gap): raise MedkitError(f'{name} has {len(gap)} rows without path or label, the first at index {gap[0]}: fill or remove them')
+
+# %% ../nbs/03_images.ipynb #3e02ece9
+def _open_table(df, folder='.', name='table', label_col='label', label_delim=None):
+    "Pictures listed in a table"
+    cols = [label_col] if isinstance(label_col, str) else list(label_col)
+    if not cols: raise MedkitError('label_col=[] names no column: name one or more')
+    _check_columns(df, cols, name, may_lack=label_delim)
     labels, classes, task = _table_labels(df, cols, label_delim)
     files = [Path(os.path.normpath(Path(folder)/str(p))) for p in df['path']] # a/../b.png is b.png
     return ImageSet(files, labels, _table_splits(df), classes, name, task)
 
+# %% ../nbs/03_images.ipynb #a54dee56
 def _open_csv(path, **table):
     try: df = pd.read_csv(path)
-    except (ValueError, OSError) as e: raise MedkitError(f'{path} cannot be read as a table ({e}): save it as comma-separated text in UTF-8') from e # pandas' own errors are ValueErrors
-    if len(df.columns) == 1 and ';' in df.columns[0]: raise MedkitError(f'{path} has semicolons between its columns: save it with commas, and with points in decimal numbers')
+    except (ValueError, OSError) as e: # pandas' own errors are ValueErrors
+        raise MedkitError(f'{path} cannot be read as a table ({e}): save it as comma-separated text in UTF-8') from e
+    semicolons = len(df.columns) == 1 and ';' in df.columns[0]
+    if semicolons: raise MedkitError(f'{path} has semicolons between its columns: save it with commas, and with points in decimal numbers')
     return _open_table(df, path.parent, path.stem, **table)
 
 # %% ../nbs/03_images.ipynb #3f1e7598
@@ -506,16 +544,17 @@ def _is_name(source):
     path = Path(source)
     return str(source).lower() in ENTRIES or not (path.suffix or len(path.parts) > 1 or path.exists())
 
-# %% ../nbs/03_images.ipynb #13eef0c0
+# %% ../nbs/03_images.ipynb #26b3860d
 def _found(source, size, table):
     "`ImageSet` of any source, labels and splits as they were found"
     if isinstance(source, pd.DataFrame): return _open_table(source, **table)
     if isinstance(source, (str, Path)): return _open_name(source, size, table) if _is_name(source) else _open_path(Path(source).expanduser(), table)
     if table: raise MedkitError(f'{type(source).__name__} is no table: {" and ".join(table)} belongs to a DataFrame or a .csv file')
     if isinstance(source, (dict, tuple, list)): return _open_arrays(source)
-    raise MedkitError(f'{type(source).__name__} cannot be opened: give a name of catalog(), a folder, a .npz, .tm or .csv file, a DataFrame, or (images, labels)')
+    raise MedkitError(f'{type(source).__name__} cannot be opened: give a name of catalog(), a folder, a .npz, .tm or .csv file, a DataFrame, '
+                      'or (images, labels)')
 
-# %% ../nbs/03_images.ipynb #827b2d52
+# %% ../nbs/03_images.ipynb #9f3539fb
 def open_images(
     source,    # Name in the catalog, folder, .npz, .tm, .csv, DataFrame, (images, labels[, splits]), dict of MedMNIST's six arrays, or an `ImageSet`
     size=None, # Edge in pixels of the square (for volumes: cube) that each shall fill; files are read when the set is loaded
@@ -525,13 +564,13 @@ def open_images(
 ) -> ImageSet:
     "Pictures with labels and splits from wherever they are"
     for k in table: choose(k, ('label_col', 'label_delim'), 'argument')
-    if size is not None and (not isinstance(size, (int, np.integer)) or size < 1): raise MedkitError(f'size={size!r}: a whole number of pixels above zero is wanted')
+    if size is not None and not (isinstance(size, (int, np.integer)) and size > 0): raise MedkitError(f'size={size!r}: a whole number above zero is wanted')
     if not isinstance(source, ImageSet): source = complete_splits(settle(_found(source, size, table), task), seed)
     elif task: source = settle(source, task)
     s = replace(source, size=size or source.size)
     return s.load() if size and isinstance(s.images, np.ndarray) else s
 
-# %% ../nbs/03_images.ipynb #72e483ff
+# %% ../nbs/03_images.ipynb #61c4db2f
 def _label_faults(s):
     "What is wrong with labels and splits"
     k, (n, *rest) = len(s.classes), np.shape(s.labels)
@@ -540,31 +579,34 @@ def _label_faults(s):
     if rest and rest != [k]: return [f'it has {rest[0]} labels a picture and {k} classes']
     bad = [y for y in np.unique(s.labels).tolist() if not 0 <= y < (2 if rest else k)] if s.task != 'regression' else []
     if bad: return [f"labels {', '.join(map(str, bad[:5]))} are outside of 0 to {1 if rest else k-1}"]
-    out = [f'no pictures for {what} (of {n} in all)' for split, what in (('train', 'training'), ('val', 'validation')) if not (s.splits == split).any()]
+    out = [f'no pictures for {what} (of {n} in all)' for what in ('training', 'validation') if not (s.splits == SPLITS[what]).any()]
     out += _number_faults(s) if s.task == 'regression' else _class_faults(s)
     numbers = out and k > 10 and all(str(c).isdigit() for c in s.classes)
     return out + [f"its {k} classes are numbers: if they were measured, say task='regression'"]*bool(numbers)
 
-# %% ../nbs/03_images.ipynb #69cd5904
+# %% ../nbs/03_images.ipynb #bc2454cb
 def _number_faults(s):
     "Numbers from which nothing can be learned"
     y = s.labels[s.splits == 'train']
     return [f'all {len(y)} training pictures have the number {y[0]:g}'] if len(y) and (y == y[0]).all() else []
 
+# %% ../nbs/03_images.ipynb #0c44ec57
 def _class_faults(s):
     "Classes that leave nothing to learn or to judge"
     n = s.counts()
     out = [f'class {c} has no pictures' for c in n.columns[n.sum() == 0]]
-    out += [f'class {c} has {n[c].val + n[c].test} pictures for validation and test, but none for training' for c in n.columns[(n.loc['train'] == 0) & (n.sum() > 0)]]
+    unseen = n.columns[(n.loc['train'] == 0) & (n.sum() > 0)]
+    out += [f'class {c} has {n[c].val + n[c].test} pictures for validation and test, but none for training' for c in unseen]
     return out + ([f'all pictures are of one class, {s.classes[0]}'] if len(s.classes) == 1 and s.labels.ndim == 1 else [])
 
-# %% ../nbs/03_images.ipynb #5be17ad3
+# %% ../nbs/03_images.ipynb #21615c84
 def _listed_twice(s):
     "Files that a list names more than once, and for which splits"
     where = defaultdict(list)
     for f, split in zip(s.images, s.splits): where[os.path.normcase(str(f))].append((f, str(split)))
     return [f"{v[0][0]} is listed {len(v)} times, for {' and '.join(sorted({split for _, split in v}))}" for v in where.values() if len(v) > 1]
 
+# %% ../nbs/03_images.ipynb #42cd38a2
 def _file_faults(s):
     "The pictures, read at the set's size, and what is wrong with the files: unusable, listed twice, of several sizes"
     if isinstance(s.images, np.ndarray): return s.images, []

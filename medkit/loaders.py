@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TensorImageGrey', 'TensorVolume', 'pixels', 'voxels', 'ToPicture', 'TensorNumber', 'Measured', 'show_results',
            'label_tfms', 'image_dsets', 'set_tensors', 'channel_stats', 'picture_augments', 'PictureLoaders', 'set_dls',
-           'dull_answer', 'describe', 'image_dls']
+           'dull_number', 'dull_labels', 'dull_class', 'dull_answer', 'describe', 'image_dls']
 
 # %% ../nbs/12_loaders.ipynb #f76aa91a
 import inspect, numpy as np, PIL.Image, torch
@@ -37,19 +37,20 @@ def pixels(
         raise MedkitError(f'A picture came as {a.dtype} of shape {a.shape}: give a file, or uint8 with 0 to 255 of shape (h,w) or (h,w,3)')
     return PIL.Image.fromarray(a)
 
-# %% ../nbs/12_loaders.ipynb #d15fd9d7
+# %% ../nbs/12_loaders.ipynb #5b52fa5d
 def voxels(
     o,     # uint8 array or tensor (d,h,w)
     shape, # The shape that it shall have: if another one, a cube
 ):         # uint8 array of this shape
     "A volume like those of the set; a `MedkitError` if it is none"
     a = np.asarray(o) if not isinstance(o, (str, Path)) else np.empty(0)
-    if a.dtype != np.uint8 or a.ndim != 3: raise MedkitError(f'The set holds volumes of shape {tuple(shape)}: give a uint8 array with 0 to 255 of three axes, not {type(o).__name__}')
+    if a.dtype != np.uint8 or a.ndim != 3:
+        raise MedkitError(f'The set holds volumes of shape {tuple(shape)}: give a uint8 array with 0 to 255 of three axes, not {type(o).__name__}')
     if a.shape == tuple(shape): return a
     if len(set(shape)) > 1: raise MedkitError(f'A volume came with shape {a.shape}, those of the set have {tuple(shape)}: bring it to that shape')
     return fit_volume(a, shape[0])
 
-# %% ../nbs/12_loaders.ipynb #0d621daa
+# %% ../nbs/12_loaders.ipynb #065c77d0
 class ToPicture(Transform):
     "Row numbers of `images`, files, arrays and PIL pictures as uint8 tensors (c,h,w) or (1,d,h,w), all like those of the set"
     input_types = object # so that `test_dl` and `predict` start here, whatever they are given
@@ -58,7 +59,8 @@ class ToPicture(Transform):
         self.grey, self.size = self.form != 'colour', images.shape[1:4] if self.form == 'volume' else images.shape[1:3]
     def encodes(self, o):
         x = torch.tensor(self.images[o] if isinstance(o, int) else self.like_set(o))
-        return TensorImage(x.permute(2,0,1).contiguous()) if self.form == 'colour' else (TensorVolume if self.form == 'volume' else TensorImageGrey)(x[None])
+        if self.form == 'colour': return TensorImage(x.permute(2,0,1).contiguous())
+        return (TensorVolume if self.form == 'volume' else TensorImageGrey)(x[None])
     def like_set(self, o):
         if self.form == 'volume': return voxels(o, self.size)
         im, (h, w) = pixels(o).convert('L' if self.grey else 'RGB'), self.size
@@ -119,21 +121,21 @@ def channel_stats(
     mean = h@v
     return mean.tolist(), np.sqrt(np.maximum(h@v**2 - mean**2, 1e-8)).tolist()
 
-# %% ../nbs/12_loaders.ipynb #51771f5f
+# %% ../nbs/12_loaders.ipynb #9a241918
 def picture_augments(
     augment=True, # True for the default of `Augment2d`, a dict of its arguments, False for none, or a list of fastai batch transforms
 ) -> list:
     "Batch transforms of the training pictures or volumes"
     if isinstance(augment, (list, tuple, L)): return list(augment)
     if augment is True or not augment: return [Augment2d()]*bool(augment)
-    if not isinstance(augment, dict): raise MedkitError(f'augment={augment!r}: True, False, a dict as in dict(rotate=20), or a list of batch transforms is wanted')
+    if not isinstance(augment, dict): raise MedkitError(f'augment={augment!r}: give True, False, a dict as in dict(rotate=20), or a list of batch transforms')
     for k in augment: choose(k, list(inspect.signature(Augment2d.__init__).parameters)[1:], 'argument of Augment2d')
     return [Augment2d(**augment)]
 
-# %% ../nbs/12_loaders.ipynb #c37d75c9
+# %% ../nbs/12_loaders.ipynb #60b01177
 class PictureLoaders(DataLoaders):
-    """fastai's `DataLoaders` of an `ImageSet`: `.train`, `.valid`, `.test`; `.set` and its `.task`; `.vocab`, the classes' names, empty for regression;
-    `.c`, the network's outputs: classes, labels, or 1. Targets come as `TensorCategory` (B,), `TensorMultiCategory` (B,k) float, or `TensorNumber` (B,) float"""
+    """fastai's `DataLoaders` of an `ImageSet`: `.train`, `.valid`, `.test`; `.set` and its `.task`; `.vocab`, the classes' names, [] for regression;
+    `.c`, the network's outputs: classes, labels, or 1. Targets: `TensorCategory` (B,), `TensorMultiCategory` (B,k) float, `TensorNumber` (B,) float"""
     @property
     def task(self): return self.set.task
     @property
@@ -161,24 +163,39 @@ def set_dls(
     dls.set = s
     return dls
 
-# %% ../nbs/12_loaders.ipynb #f922c5ad
+# %% ../nbs/12_loaders.ipynb #a082e032
+def dull_number(y, t, judged):
+    "Numbers in training, and how far their mean is from those of split `judged`"
+    off = np.abs(t - y.mean()).mean()
+    return (f'numbers {y.min():.4g} to {y.max():.4g}, mean {y.mean():.4g}, SD {y.std():.4g} in train. '
+            f'Always answering the mean is off by {off:.3g} on average in {judged}')
+
+def dull_labels(y, t, judged, classes):
+    "How rare each of several labels is"
+    p = 100*y.mean(0)
+    return (f'{len(classes)} labels, in {p.min():.2g}% ({classes[p.argmin()]}) to {p.max():.2g}% ({classes[p.argmax()]}) of train. '
+            f"Always answering no is right in {1-t.mean():.0%} of {judged}'s labels")
+
+def dull_class(y, t, judged, classes, ordered=False):
+    "The accuracy of always naming the largest class"
+    top, order = np.bincount(y).argmax(), ' in the order ' + ' < '.join(classes) if ordered else ''
+    return f"{len(classes)} classes{order}. Always answering '{classes[top]}' is right in {(t == top).mean():.0%} of {judged}"
+
+# %% ../nbs/12_loaders.ipynb #4b530946
 def dull_answer(s:ImageSet, judged) -> str:
     "What an answer that never looks at the picture achieves in split `judged`"
     y, t = s.labels[s.splits == 'train'], s.labels[s.splits == judged]
-    if s.task == 'regression':
-        return f"numbers {y.min():.4g} to {y.max():.4g}, mean {y.mean():.4g}, SD {y.std():.4g} in train. Always answering the mean is off by {np.abs(t-y.mean()).mean():.3g} on average in {judged}"
-    if y.ndim == 2:
-        share, rare, often = y.mean(0), *(s.classes[i] for i in (y.mean(0).argmin(), y.mean(0).argmax()))
-        return f"{len(s.classes)} labels, in {100*share.min():.2g}% ({rare}) to {100*share.max():.2g}% ({often}) of train. Always answering no is right in {1-t.mean():.0%} of {judged}'s labels"
-    top, order = np.bincount(y, minlength=len(s.classes)).argmax(), ' in the order ' + ' < '.join(s.classes) if s.task == 'ordinal-regression' else ''
-    return f"{len(s.classes)} classes{order}. Always answering '{s.classes[top]}' is right in {(t == top).mean():.0%} of {judged}"
+    if s.task == 'regression': return dull_number(y, t, judged)
+    return dull_labels(y, t, judged, s.classes) if y.ndim == 2 else dull_class(y, t, judged, s.classes, s.task == 'ordinal-regression')
 
+# %% ../nbs/12_loaders.ipynb #968b3e67
 def describe(s:ImageSet) -> str:
     "One line: pictures per split, size, labels, and what an answer that never looks achieves"
     form, n, (_, *edges) = form_of(s.images), {k: int((s.splits == k).sum()) for k in ('train', 'val', 'test')}, s.images.shape
     size = 'x'.join(map(str, (edges if form == 'volume' else edges[:2])[::-1]))
     per = ' / '.join(f'{v} {k}' for k,v in n.items() if v)
-    return f"{s.name}: {per} {'volumes' if form == 'volume' else 'pictures'}, {size}{'' if form == 'volume' else ' ' + form}, {dull_answer(s, 'test' if n['test'] else 'val')}"
+    what = f'volumes, {size}' if form == 'volume' else f'pictures, {size} {form}'
+    return f"{s.name}: {per} {what}, {dull_answer(s, 'test' if n['test'] else 'val')}"
 
 # %% ../nbs/12_loaders.ipynb #a1afc458
 def image_dls(
