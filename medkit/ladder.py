@@ -69,7 +69,7 @@ AUGMENTS = {
 }
 OPTIMISERS = dict(SGD=lambda momentum: partial(SGD, mom=momentum), Adam=lambda momentum: partial(Adam, sqr_mom=.999, eps=1e-8)) # PyTorch's own Adam, as in the original
 
-# %% ../nbs/35_ladder.ipynb #cb92cc3f
+# %% ../nbs/35_ladder.ipynb #1fbc55de
 def ladder() -> list:
     "BENDER's seven versions, the control that they lack, and what goes on from there"
     s = [Step('v1', BASE, why='four convolutions, SGD, a tiny learning rate')]
@@ -84,9 +84,10 @@ def ladder() -> list:
     s = climb(s, 'weights', 'v7', 'rare classes count more', weights='balanced')
     s = climb(s, 'one-cycle', 'v7', 'the learning rate rises, then falls', schedule='one-cycle')
     s = climb(s, 'pretrained', 'one-cycle', 'a small network that has seen ImageNet', arch='tf_efficientnet_lite0')
-    s = climb(s, 'enlarged', 'pretrained', 'the same pictures, larger: its features are', size=64)
-    s = climb(s, 'all augmentation', 'enlarged', 'any angle, other sizes, light and colour', augment='all')
-    s = climb(s, 'views', 'all augmentation', 'each picture is answered in 16 versions', views=16)
+    s = climb(s, 'smaller steps', 'pretrained', 'what was learned before shall not be lost', lr=1e-3)
+    s = climb(s, 'all augmentation', 'smaller steps', 'any angle, other sizes, light and colour', augment='all')
+    s = climb(s, 'enlarged', 'all augmentation', 'the same pictures, larger: its features are', size=64)
+    s = climb(s, 'views', 'enlarged', 'each picture is answered in 16 versions', views=16)
     return climb(s, '64 pixels', 'views', 'the pictures themselves have 64 pixels', pixels=64)
 
 # %% ../nbs/35_ladder.ipynb #c4d7813f
