@@ -26,7 +26,7 @@ def turns(
         m = m @ r
     return m
 
-# %% ../nbs/09_augment2d.ipynb #2f2abea9
+# %% ../nbs/09_augment2d.ipynb #cf7bc3a2
 def grid(
     maps:Tensor,  # (B,d,d), or (B,d+1,d) with the divisor's slopes in the last row
     shift:Tensor, # (B,d)
@@ -35,24 +35,23 @@ def grid(
     "Where in its picture each pixel is read"
     (b, k, d), g = maps.shape, F.pad(shift, (0, maps.shape[1] - shift.shape[1]))
     for i, n in enumerate(reversed(size)):
-        at = (torch.arange(n, device=maps.device)*2 + 1)/n - 1
+        at = torch.linspace(1/n - 1, 1 - 1/n, n, device=maps.device)
         g = g[:,None] + (at[:,None]*maps[:,None,:,i]).view(b, n, *[1]*i, k)
     return g if k == d else g[...,:d]/(1 + g[...,d:])
 
-# %% ../nbs/09_augment2d.ipynb #a1d3f167
+# %% ../nbs/09_augment2d.ipynb #36500293
 def place(
     u:dict,  # (B,k) numbers from -1 to 1 for each of 'rotate', 'zoom', 'shift', 'warp', 'flip', 'turn'
     a,       # An `Augment2d`
     size,    # Height and width, or depth, height and width
 ) -> Tensor: # (B,*size,d)
     "The map of a batch of pictures or volumes"
-    d, n = len(size), torch.tensor(size[::-1], device=u['zoom'].device)
+    d, dev = len(size), u['zoom'].device
     m = turns(u['rotate']*math.radians(a.rotate), d)*(a.zoom**u['zoom'])[...,None]
-    mirrored = u['flip'] < 2*a.flip - 1
-    if d == 2: mirrored[:,1] = (u['flip'][:,1] < 0) & a.dihedral
-    m = m*torch.where(mirrored, -1., 1.)[:,None]
-    if a.dihedral: m = torch.where(u['turn'][...,None] < 0, m.flip(2), m)                        # x and y change places: with mirrors, quarter turns
-    m = m*n/n[:,None]                                                                            # a turn in pixels, not in shares of unequal edges
+    chance = torch.tensor([a.flip, .5*a.dihedral] if d == 2 else [a.flip]*3, device=dev)
+    m = m*torch.where(u['flip'] < 2*chance - 1, -1., 1.)[:,None]
+    if a.dihedral: m = torch.where(u['turn'][...,None] < 0, m.flip(2), m)      # x and y change places: with mirrors, quarter turns
+    if len(set(size)) > 1: n = torch.tensor(size[::-1], device=dev); m = m*n/n[:,None]   # a turn in pixels, not in shares of unequal edges
     if a.warp: m = torch.cat([m, a.warp*u['warp'][:,None]], 1)
     return grid(m, 2*a.shift*u['shift'], size)
 
@@ -74,7 +73,7 @@ def light(
     mean = m.sum(2)[...,None]*(1/c - 1)*(x.flatten(2).mean(2) @ grey)[:,None,None]
     return torch.baddbmm(mean, m, x.flatten(2)).view_as(x).clamp_(0, 1)
 
-# %% ../nbs/09_augment2d.ipynb #47a98e8f
+# %% ../nbs/09_augment2d.ipynb #fa0d4a57
 def cover(
     x:Tensor,      # (B,C,...)
     centre:Tensor, # (B,d) from -1 to 1, x first
@@ -83,7 +82,7 @@ def cover(
     "Cover a square of each picture; parts of it may lie outside"
     hit = torch.ones(len(x), device=x.device).bool()
     for i, n in enumerate(reversed(x.shape[2:])):
-        at = (torch.arange(n, device=x.device)*2 + 1)/n - 1
+        at = torch.linspace(1/n - 1, 1 - 1/n, n, device=x.device)
         hit = hit[:,None] & ((at - centre[:,i,None]).abs() < edge).view(len(x), n, *[1]*i)
     return torch.where(hit[:,None], x.mean(tuple(range(2, x.ndim)), keepdim=True), x)
 
@@ -96,7 +95,7 @@ def check_strengths(given:dict):
         low = 1 if k == 'zoom' else 0
         if not low <= given[k] <= top: raise MedkitError(f'Augment2d was asked for {k}={given[k]}: give a number from {low} to {top}')
 
-# %% ../nbs/09_augment2d.ipynb #fa3a3082
+# %% ../nbs/09_augment2d.ipynb #a0f13f2d
 class Augment2d(Transform):
     "Change each picture of a training batch at random: (B,C,H,W), or volumes (B,C,D,H,W), with values in [0,1]"
     split_idx,order = 0,30
@@ -121,11 +120,12 @@ class Augment2d(Transform):
     def draw(self, x) -> dict: # name -> (B,k)
         "Numbers from -1 to 1 for each item, from torch's generator on the items' device; 0 where an item stays as it is"
         d = x.ndim - 2
-        k = dict(moved=1, lit=1, covered=1, rotate=2*d-3, zoom=1, shift=d, warp=d, flip=d, turn=1, brightness=1, contrast=1, colour=4, cutout=d)
-        u = dict(zip(k, (torch.rand(len(x), sum(k.values()), device=x.device)*2 - 1).split(list(k.values()), 1)))
-        for which, names in dict(moved=('rotate', 'zoom', 'shift', 'warp'), lit=('brightness', 'contrast', 'colour')).items():
-            for name in names: u[name] = u[name]*(u[which] < 2*self.p - 1)
-        return u
+        k = dict(rotate=2*d-3, zoom=1, shift=d, warp=d, brightness=1, contrast=1, colour=4, cutout=d, flip=d, turn=1)
+        u = torch.rand(len(x), 3 + sum(k.values()), device=x.device)*2 - 1
+        on, u = u[:,:3] < 2*self.p - 1, u[:,3:]
+        u[:,:4*d-2] *= on[:,:1]                                                # rotate to warp
+        u[:,4*d-2:4*d+4] *= on[:,1:2]                                          # brightness to colour
+        return dict(zip(k, u.split(list(k.values()), 1)), covered=on[:,2:])
 
     def encodes(self, x:TensorImage):
         x = x.as_subclass(Tensor)
@@ -134,5 +134,5 @@ class Augment2d(Transform):
         u = self.draw(x)
         if self.moves: x = F.grid_sample(x, place(u, self, x.shape[2:]), padding_mode='reflection', align_corners=False)
         if self.brightness or self.contrast or self.colour: x = light(x, u, self)
-        if self.cutout: x = cover(x, u['cutout'], self.cutout*(u['covered'] < 2*self.p - 1))
+        if self.cutout: x = cover(x, u['cutout'], self.cutout*u['covered'])
         return x
