@@ -75,7 +75,7 @@ def _rows(rng, people, ill, visible):
                 label = bool(z) if rng.random() < .95 else not z
                 for i in range(1, rng.integers(2, 5) + 1): yield part, patient, f'study{k}', int(label), i, label and (i == 1 or rng.random() < visible), who
 
-# %% ../nbs/38_studies.ipynb #088f6ab0
+# %% ../nbs/38_studies.ipynb #a7e4a621
 def make_studies(
     folder,       # Where 'MURA-v1.1' is made; it may not be there yet
     patients=240, # Two of three are for training, the others for validation
@@ -84,17 +84,22 @@ def make_studies(
     seed=0,
 ) -> Path:        # Of 'MURA-v1.1'
     "Generated radiographs in MURA's layout with its four lists, and what MURA does not have: patients.csv and truth.csv"
-    rng, root, truth = np.random.default_rng([11, seed]), Path(folder)/'MURA-v1.1', []
+    rng, root = np.random.default_rng([11, seed]), Path(folder)/'MURA-v1.1'
     people, ill = _people(rng, patients)
     train, rows = set(people.patient[:patients*2//3]), list(_rows(rng, people, ill, visible))
-    with _whole(root) as tmp:
-        for part, patient, study, label, i, shown, who in progress_bar(rows, leave=False, display=watched()):
-            rel = Path('train' if patient in train else 'valid', part, patient, f"{study}_{('negative', 'positive')[label]}", f'image{i}.png')
-            (tmp/rel).parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(_radiograph(rng, who, shown, rng.random() < .3, size)).save(tmp/rel)
-            truth.append(dict(path=f'MURA-v1.1/{rel.as_posix()}', label=label, shown=bool(shown)))
-        _write_lists(tmp, people, pd.DataFrame(truth))
+    with _whole(root) as tmp: _write_lists(tmp, people, _write_pictures(tmp, rng, rows, train, size))
     return root
+
+# %% ../nbs/38_studies.ipynb #10945d84
+def _write_pictures(root, rng, rows, train, size):
+    "Draw the pictures into their folders; a table with the path of each, its label, and whether the finding shows"
+    truth = []
+    for part, patient, study, label, i, shown, who in progress_bar(rows, leave=False, display=watched()):
+        rel = Path('train' if patient in train else 'valid', part, patient, f"{study}_{('negative', 'positive')[label]}", f'image{i}.png')
+        (root/rel).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(_radiograph(rng, who, shown, rng.random() < .3, size)).save(root/rel)
+        truth.append(dict(path=f'MURA-v1.1/{rel.as_posix()}', label=label, shown=bool(shown)))
+    return pd.DataFrame(truth)
 
 # %% ../nbs/38_studies.ipynb #c577f0d7
 def _write_lists(root, people, truth):
@@ -106,8 +111,10 @@ def _write_lists(root, people, truth):
         studies = t.assign(study=t.path.str.rpartition('/')[0] + '/').drop_duplicates('study')
         studies[['study', 'label']].to_csv(root/f'{split}_labeled_studies.csv', index=False, header=False)
 
-# %% ../nbs/38_studies.ipynb #9f159faa
+# %% ../nbs/38_studies.ipynb #22ff476c
 STUDY = re.compile(r'(train|valid)/(XR_\w+)/(patient\w+)/(study\w+)_(negative|positive)/[^/]+')
+
+STUDY_KEYS = ['patient', 'part', 'study'] # what names a study
 
 def _study_table(root):
     "Files of a folder in MURA's layout, and a table with their split, part, patient, study and label"
@@ -156,14 +163,12 @@ def open_studies(
     print(_describe_studies(root.name, table, test, seed))
     return ImageSet(files, table.label.to_numpy(), table.split.to_numpy(), ['negative', 'positive'], root.name, 'binary-class', size), table
 
-# %% ../nbs/38_studies.ipynb #0cf65c4b
+# %% ../nbs/38_studies.ipynb #e2f2b32a
 def _describe_studies(name, table, test, seed):
     "One line a split: patients, studies, pictures"
     def count(s): return f"{s} {(t := table[table.split == s]).patient.nunique()} / {len(t.drop_duplicates(STUDY_KEYS))} / {len(t)}"
     kept = f'; {test:.0%} of validation\'s patients are kept for the test, seed {seed}' if test else ''
     return f"{name}: patients / studies / pictures: {', '.join(count(s) for s in ('train', 'val', 'test'))}{kept}"
-
-STUDY_KEYS = ['patient', 'part', 'study']
 
 # %% ../nbs/38_studies.ipynb #68b495e3
 def by_study(
@@ -220,7 +225,7 @@ def kappas(
         return dict(part=part, kappa=k.value, kappa_low=k.low, kappa_high=k.high, studies=len(t), patients=k.n, abnormal=true.mean())
     return pd.DataFrame([row(p, t) for p, t in studies.groupby('part')] + [row('all', studies)])
 
-# %% ../nbs/38_studies.ipynb #629ac012
+# %% ../nbs/38_studies.ipynb #a318bb74
 def out_of_fold(
     fit,      # Function of (training rows, rows to score) that learns from the first and returns (m,) or (m,k) scores of the second
     labels,   # (n,)
@@ -234,16 +239,14 @@ def out_of_fold(
     labels, splits, patients = map(np.asarray, (labels, splits, patients))
     train, rest = np.flatnonzero(splits == 'train'), np.flatnonzero(splits != 'train')
     if both := set(patients[train]) & set(patients[rest]): raise MedkitError(f'{min(both)} has rows for training and others: split by patient first')
-    parts = []
+    out = None
     for a, b in StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(train, labels[train], patients[train]):
         got = np.asarray(fit(train[a], np.concatenate([train[b], rest])))
-        parts.append((train[b], got[:len(b)], got[len(b):]))
-    out = np.empty((len(labels), *parts[0][1].shape[1:]))
-    for rows, own, _ in parts: out[rows] = own
-    out[rest] = np.mean([other for *_, other in parts], 0)
+        out = np.zeros((len(labels), *got.shape[1:])) if out is None else out
+        out[train[b]], out[rest] = got[:len(b)], out[rest] + got[len(b):]/k
     return out
 
-# %% ../nbs/38_studies.ipynb #3b41e127
+# %% ../nbs/38_studies.ipynb #f650ccb7
 def log_odds(
     probs, # (n,c) probabilities
     tiny=1e-6, # Least probability: a network that is quite sure has no log-odds
@@ -252,6 +255,7 @@ def log_odds(
     logs = np.log(np.clip(probs, tiny, 1))
     return (logs[:, 1:] - logs[:, :1]).squeeze(1) if logs.shape[1] == 2 else logs[:, 1:] - logs[:, :1]
 
+# %% ../nbs/38_studies.ipynb #97942d20
 def fit_cnn(
     s,    # `ImageSet`
     rows, # Numbers of the pictures to learn from; those of its validation are watched
