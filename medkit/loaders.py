@@ -15,14 +15,14 @@ from .images import *
 from .augment2d import Augment2d
 from .resident import *
 
-# %% ../nbs/12_loaders.ipynb #681ca6cb
+# %% ../nbs/12_loaders.ipynb #dd93ca17
 class TensorImageGrey(TensorImageBW):
     "A picture with one channel, shown with bone white"
     _show_args = dict(cmap='gray')
 
 class TensorVolume(TensorImageGrey):
     "A volume (1,d,h,w), shown as the middle planes of its three axes"
-    def show(self, ctx=None, **kwargs): return show_image(flat(self[0].cpu().numpy()), ctx=ctx, **{**self._show_args, **kwargs})
+    def show(self, ctx=None, **kwargs): return show_image(flat_view(self[0].cpu().numpy()), ctx=ctx, **{**self._show_args, **kwargs})
 
 # %% ../nbs/12_loaders.ipynb #bbbf7d34
 def pixels(
