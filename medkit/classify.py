@@ -163,7 +163,7 @@ def task_learner(dls, model, loss, arch, pretrained, seed, metrics=None, cbs=(),
     learn.arch, learn.seed, learn.pretrained = arch, seed, pretrained
     return learn
 
-# %% ../nbs/16_classify.ipynb #ab32139e
+# %% ../nbs/16_classify.ipynb #7fb1a5db
 def classifier(
     dls,              # From `image_dls`: pictures or volumes; one class, several labels, or a number
     arch='resnet18',  # 'simple_cnn', or a name of torchvision or timm; for volumes of MONAI
@@ -186,7 +186,7 @@ def classifier(
     "A fastai `Learner` for what `dls.task` asks, its weights kept after every epoch"
     if not hasattr(dls, 'task'): raise MedkitError('classifier wants loaders of image_dls: for volumes with masks there is segmenter')
     volume = dls.valid.one_batch()[0].ndim == 5
-    pretrained, why = can_pretrain(choose(arch, archs(volume), 'architecture'), pretrained, volume)
+    pretrained, why = can_pretrain(known_arch(arch, volume), pretrained, volume)
     loss, cbs = task_loss(dls, weights, focal, smooth), [*option_cbs(dls, mixup, cutmix, ema, patience, progressive), *L(cbs)]
     with seeded(seed): model = task_model(dls, arch, pretrained)
     print(f'{arch}: {sum(p.numel() for p in model.parameters())/1e6:.2f} million weights, {why}')
@@ -212,7 +212,7 @@ def inputs_of(model, module, batches):
     finally: hook.remove(); model.train(was)
     return torch.cat(seen).numpy()
 
-# %% ../nbs/16_classify.ipynb #1c4d040f
+# %% ../nbs/16_classify.ipynb #ccc2930a
 def encoder(
     arch,            # A name of `archs()`
     dls,             # Whose channels, size and normalisation it shall fit
@@ -222,7 +222,7 @@ def encoder(
     "A network to take features from, and a line that says where its weights come from"
     x = dls.one_batch()[0]
     volume = x.ndim == 5
-    got, why = can_pretrain(choose(arch, archs(volume), 'architecture'), pretrained, volume)
+    got, why = can_pretrain(known_arch(arch, volume), pretrained, volume)
     if pretrained and not got: raise MedkitError(f'{arch} {why}')
     print(f'{arch}: {why}')
     front = not volume and arch not in OWN

