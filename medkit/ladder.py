@@ -90,14 +90,14 @@ def ladder() -> list:
     s = climb(s, 'views', 'enlarged', 'each picture is answered in 16 versions', views=16)
     return climb(s, '64 pixels', 'views', 'the pictures themselves have 64 pixels', pixels=64)
 
-# %% ../nbs/35_ladder.ipynb #c4d7813f
+# %% ../nbs/35_ladder.ipynb #b1cc6999
 def fingerprint(s:ImageSet) -> str:
     "Of pictures, labels and splits"
     return hashlib.sha256(b''.join(np.ascontiguousarray(a).tobytes() for a in (s.images, s.labels, s.splits.astype('U5')))).hexdigest()[:12]
 
 def run_name(settings, data, epochs, bs, seed) -> str:
     "Name of a training, the same for the same settings"
-    told = {k: v for k,v in settings.items() if k != 'views'} | dict(data=data, epochs=epochs, bs=bs, augments=AUGMENTS[settings['augment']])
+    told = {k: v for k,v in settings.items() if k != 'views'} | dict(data=data, epochs=epochs, bs=bs, augments=AUGMENTS[choose(settings['augment'], AUGMENTS, 'augmentation')])
     return f"{hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]}-{seed}"
 
 # %% ../nbs/35_ladder.ipynb #38f2b0e6
@@ -144,7 +144,7 @@ def source_sets(source, steps) -> dict:
         if not (np.array_equal(s.labels, one.labels) and np.array_equal(s.splits, one.splits)): raise MedkitError(f'{s.name} at {p} pixels has other labels or splits than at {wanted[0]}: give the same cases in the same order')
     return sets
 
-# %% ../nbs/35_ladder.ipynb #1979f9d3
+# %% ../nbs/35_ladder.ipynb #fa941f95
 @dataclass
 class Climb:
     "What the trainings of a ladder share"
@@ -153,7 +153,7 @@ class Climb:
 
     def dls(self, s):
         "Loaders for the settings `s`, kept: the next seed wants them too"
-        key = s['pixels'], s['size'], choose(s['augment'], AUGMENTS, 'augmentation')
+        key = s['pixels'], s['size'], s['augment']
         if key not in self.loaders:
             with contextlib.redirect_stdout(io.StringIO()): self.loaders[key] = image_dls(self.sets[key[0]], key[1], self.bs, AUGMENTS[key[2]], device=self.device)
         return self.loaders[key]
