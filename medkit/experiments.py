@@ -77,10 +77,9 @@ def head_deck(
 # %% ../nbs/37_experiments.ipynb #15ada0aa
 def blood_window(hu): "Greys of 30 to 70 HU, where brain ends and blood begins"; return window(hu, 50, 40)
 
-# %% ../nbs/37_experiments.ipynb #f7ac480a
+# %% ../nbs/37_experiments.ipynb #800b632d
 def train_head(
-    x, y,         # Features (n,f), classes (n,)
-    rows,         # Which pictures it learns from
+    x, y, rows,   # Features (n,f), classes (n,), and which pictures it learns from
     epochs=50, lr=1e-3, bs=16,
     weights=None, # Of the classes in the loss, (c,)
     seed=0,
@@ -108,7 +107,12 @@ class Run:
     seed:int
     def loss(self, y, rows): "Mean loss after each epoch"; return -self.logp[:, rows, y[rows]].mean(1)
 
-# %% ../nbs/37_experiments.ipynb #88f2a57a
+# %% ../nbs/37_experiments.ipynb #9d0cb737
+def _run(d, seed, train, val, test, balanced, head):
+    n = np.bincount(d.y[train])
+    return Run(train_head(d.x, d.y, train, weights=n.sum()/len(n)/n if balanced else None, seed=seed, **head), train, val, test, seed)
+
+# %% ../nbs/37_experiments.ipynb #7d7e2956
 def runs(
     d:Deck,
     seeds=3,         # Each with other folds and other initial weights
@@ -125,10 +129,6 @@ def runs(
         parts = [t for _, t in StratifiedGroupKFold(folds, shuffle=True, random_state=s).split(d.x, d.y, groups)]
         jobs += [(s, np.concatenate([p for j, p in enumerate(parts) if j not in (i, (i+1) % folds)]), parts[(i+1) % folds], parts[i]) for i in range(folds)]
     return [_run(d, s, *rows, balanced, head) for s, *rows in progress_bar(jobs, leave=False, display=watched())]
-
-def _run(d, seed, train, val, test, balanced, head):
-    n = np.bincount(d.y[train])
-    return Run(train_head(d.x, d.y, train, weights=n.sum()/len(n)/n if balanced else None, seed=seed, **head), train, val, test, seed)
 
 # %% ../nbs/37_experiments.ipynb #039ce6f8
 def at_end(run, y): "Probabilities (n,c) after the last epoch"; return np.exp(run.logp[-1])
@@ -240,13 +240,13 @@ def at_threshold(run, y, c=1):
     out = np.empty((len(s), 2)); out[:, c] = 1/(1 + np.exp(-np.clip(s, -50, 50))); out[:, 1-c] = 1 - out[:, c]
     return out
 
-# %% ../nbs/37_experiments.ipynb #9550d7c8
+# %% ../nbs/37_experiments.ipynb #a94dc2c6
 def imbalanced(
-    d:Deck=None, # Two classes, the second the rare one. Default: 1000 + 30 generated slices (300 + 30 in a test)
+    d:Deck=None, # Two classes, the second the rare one. Default: 1000 + 30 generated slices
     seeds=2, epochs=15, **head,
 ) -> Experiment:
     "Experiment 2: accuracy .97, and nothing found"
-    d = d or head_deck(*head_slices(300 if in_test() else 1000, 30, seed=2), blood_window)
+    d = d or head_deck(*head_slices(*((150, 15) if in_test() else (1000, 30)), seed=2), blood_window)
     rs, ws = (runs(d, seeds, balanced=b, epochs=epochs, **head) for b in (False, True))
     ways = {'as trained': tested(rs, d.y), 'class weights': tested(ws, d.y), 'threshold': tested(rs, d.y, at_threshold)}
     usual, rare = d.classes
@@ -328,13 +328,13 @@ def _balance_story(rows):
             f'where {PREVALENCE:.1%} bleed, {few.value:.0%} of the alarms are right; and pictures that recur in both projects were learned and asked: torn minus kept together is {c}.',
             f'quote sensitivity and specificity, compute the rest for the place of use, and keep twins on one side: {kept.value:.0%}.')
 
-# %% ../nbs/37_experiments.ipynb #a98457b0
+# %% ../nbs/37_experiments.ipynb #0fd001f5
 def too_long(
     d:Deck=None, # Default: 80 + 80 generated slices
     seeds=2, epochs=60, **head,
 ) -> Experiment:
     "Experiment 4: the gap that long training opens, and early stopping"
-    d = d or head_deck(*head_slices(80, 80, seed=4), blood_window)
+    d = d or head_deck(*head_slices(*[32 if in_test() else 80]*2, seed=4), blood_window)
     rs = runs(d, seeds, epochs=epochs, **head)
     end, best = (tested(rs, d.y, pick) for pick in (at_end, at_best))
     def loss(p): return -np.log(np.clip(p[:, np.arange(len(d)), d.y], 1e-7, 1)).mean(0) # of each picture, mean over seeds
@@ -359,13 +359,13 @@ def paired_decks(grey, colour) -> tuple:
     g, c = grey.part(pairs.a.to_numpy()), colour.part(pairs.b.to_numpy())
     return g, Deck(replace(c.set, labels=g.y, classes=g.classes), c.x) # one truth for both, since the classes' names may differ
 
-# %% ../nbs/37_experiments.ipynb #9b833dd2
+# %% ../nbs/37_experiments.ipynb #91d102eb
 def colour_rows(
     grey, colour, # Decks of the same pictures in the same order
-    seeds=3, **head,
+    seeds=3, groups=None, **head, # As for `runs`
 ) -> tuple:
     "Each with its accuracy, the paired differences; and both's probabilities"
-    g, c = (tested(runs(d, seeds, **head), grey.y) for d in (grey, colour))
+    g, c = (tested(runs(d, seeds, groups=groups, **head), grey.y) for d in (grey, colour))
     rows = {f'{n}, accuracy': score_probs(p, grey.y) for n, p in (('grey', g), ('colour', c))}
     return rows | {f'colour minus grey, {m}': compare_probs(c, g, grey.y, m) for m in ('accuracy', 'balanced accuracy', 'auc')}, g, c
 
