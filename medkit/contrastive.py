@@ -167,7 +167,7 @@ def probe(
     out = logistic((x[rows], s.labels[rows]), (x[val], s.labels[val]), x[test])
     return out | dict(seconds=time.perf_counter()-start, n_features=x.shape[1])
 
-# %% ../nbs/18_contrastive.ipynb #72b41270
+# %% ../nbs/18_contrastive.ipynb #d735b57c
 def linear_probe(
     learn,       # Its network is frozen: from `pretrain_contrastive`, or `classifier(pretrained=False)` as the control
     dls,         # From `image_dls`
@@ -183,4 +183,4 @@ def linear_probe(
 
 def raw_pixels(s:ImageSet, fraction=1., seed=42) -> dict:
     "Logistic regression on the pixels themselves, the control that needs no network"
-    return probe(s.images.reshape(len(s), -1)/255, s, fraction, seed)
+    return probe(s.images.reshape(len(s), -1).astype(np.float32)/255, s, fraction, seed)

@@ -154,6 +154,14 @@ def test_other_data_or_settings_are_refused(fake, tmp_path):
     for q, kw in ((replace(s, images=turned), {}), (s, dict(epochs=3)), (s, dict(augment=False))):
         with pytest.raises(MedkitError, match='other settings'): compare_strategies(q, ('random encoder',), seeds=(0,), folder=tmp_path/'x', device='cpu', **kw)
 
+def test_pathmnist_as_two_classes(tmp_path):
+    "The file under its official name, nine tissues, to the question of one against all else"
+    y = np.arange(90)[:, None] % 9
+    np.savez(tmp_path/'pathmnist.npz', **{f'{k}_{w}': v for k in ('train', 'val', 'test') for w, v in (('images', np.zeros((90, 28, 28, 3), np.uint8)), ('labels', y))})
+    s = open_images(tmp_path/'pathmnist.npz')
+    two = one_against_rest(s, 'colorectal adenocarcinoma epithelium')
+    assert len(s.classes) == 9 and two.name.startswith('pathmnist, ') and two.counts().iloc[:, 1].tolist() == [10, 10, 10]
+
 def test_the_shift_of_pathmnist_is_named(fake, tmp_path):
     s, _, _ = fake
     c = compare_strategies(replace(s, name='pathmnist, tumour against the rest'), ('random encoder',), folder=tmp_path/'x', device='cpu')
