@@ -277,3 +277,17 @@ def test_real_skin_lesions_beat_the_majority(real_data):
     silent(learn, lambda: learn.fit_one_cycle(2, 1e-2))
     r = evaluate_classes(*silent(learn, lambda: learn.get_preds(dl=dls.test)), dls.vocab)
     assert r['AUC, macro one-vs-rest'].low > .75 and r['balanced accuracy'].low > 1/7
+
+@pytest.mark.realdata
+def test_real_adrenals_in_three_dimensions(real_data):
+    "Classes, and a number whose truth is known: the voxels of the gland"
+    s = open_images(real_data/'medmnist'/'adrenalmnist3d.npz', size=14).load()
+    learn = classifier(image_dls(s, device='cpu', bs=32), 'simple_cnn')
+    silent(learn, lambda: learn.fit_one_cycle(4, 1e-2))
+    probs, targs = silent(learn, lambda: learn.get_preds(dl=learn.dls.test))
+    assert evaluate_classes(probs, targs, learn.dls.vocab)['AUC, macro one-vs-rest'].low > .55
+    voxels = (s.images > 127).sum((1, 2, 3)).astype(np.float32)
+    volume = classifier(image_dls(replace(s, labels=voxels, task='regression', classes=[]), device='cpu', bs=32, augment=False), 'simple_cnn')
+    silent(volume, lambda: volume.fit_one_cycle(4, 1e-2))
+    preds, targs = silent(volume, lambda: volume.get_preds(dl=volume.dls.test))
+    assert (preds-targs).abs().mean() < .4*(targs-voxels[s.splits == 'train'].mean()).abs().mean()
