@@ -570,13 +570,16 @@ def open_images(
     s = replace(source, size=size or source.size)
     return s.load() if size and isinstance(s.images, np.ndarray) else s
 
-# %% ../nbs/03_images.ipynb #61c4db2f
+# %% ../nbs/03_images.ipynb #d22b5684
 def _label_faults(s):
     "What is wrong with labels and splits"
     k, (n, *rest) = len(s.classes), np.shape(s.labels)
     if not n: return ['it has no pictures']
     if not n == len(s.images) == len(s.splits): return [f'it has {len(s.images)} pictures, {n} labels and {len(s.splits)} splits']
+    odd = sorted({str(v) for v in s.splits} - {'train', 'val', 'test'})
+    if odd: return [f"its splits have {', '.join(odd[:5])}: use train, val and test"]
     if rest and rest != [k]: return [f'it has {rest[0]} labels a picture and {k} classes']
+    if s.task != 'regression' and s.labels.dtype.kind not in 'iu': return [f"its labels are {s.labels.dtype}: give class numbers, or task='regression'"]
     bad = [y for y in np.unique(s.labels).tolist() if not 0 <= y < (2 if rest else k)] if s.task != 'regression' else []
     if bad: return [f"labels {', '.join(map(str, bad[:5]))} are outside of 0 to {1 if rest else k-1}"]
     out = [f'no pictures for {what} (of {n} in all)' for what in ('training', 'validation') if not (s.splits == SPLITS[what]).any()]
@@ -606,10 +609,10 @@ def _listed_twice(s):
     for f, split in zip(s.images, s.splits): where[os.path.normcase(str(f))].append((f, str(split)))
     return [f"{v[0][0]} is listed {len(v)} times, for {' and '.join(sorted({split for _, split in v}))}" for v in where.values() if len(v) > 1]
 
-# %% ../nbs/03_images.ipynb #42cd38a2
+# %% ../nbs/03_images.ipynb #0ca8fd7f
 def _file_faults(s):
     "The pictures, read at the set's size, and what is wrong with the files: unusable, listed twice, of several sizes"
-    if isinstance(s.images, np.ndarray): return s.images, []
+    if isinstance(s.images, np.ndarray): return _checked_array(s.images, s.name or 'The set'), []
     arrays, bad = _tried(lambda f: read_image(f, s.size), s.images, 'reading pictures')
     return arrays, [m for _, m in bad] + _listed_twice(s) + _several_sizes(a.shape[:2] for a in arrays if a is not None)
 

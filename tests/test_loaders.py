@@ -1,12 +1,13 @@
 """What reaches `image_dls`: every source and task becomes batches with the right labels, every bad input one sentence before training."""
 import io, warnings, zipfile
+from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from fastai.vision.all import (BCEWithLogitsLossFlat, CrossEntropyLossFlat, Interpretation, Learner, MSELossFlat, TensorCategory, TensorMultiCategory, accuracy,
                                accuracy_multi, mae)
 from PIL import Image
 from medkit.core import MedkitError
-from medkit.images import open_images
+from medkit.images import ImageSet, open_images
 from medkit.loaders import *
 
 rng = np.random.default_rng(0)
@@ -204,6 +205,20 @@ def test_numbers_as_classes():
     assert "its 40 classes are numbers: if they were measured, say task='regression'" in said((pictures(), np.arange(40)))
     assert dls_of((pictures(), np.arange(40)), task='regression').c == 1
     assert "say task='multi-class' if they are classes" in said((pictures(), HALF*1.))
+
+@pytest.mark.parametrize('change,why', [(dict(splits=np.array(['train', 'valid']*20)), 'its splits have valid: use train, val and test'), (dict(labels=HALF*.5), "its labels are float64: give class numbers, or task='regression'"),
+                                        (dict(labels=HALF.astype(str)), 'its labels are <U'), (dict(images=pictures()/255), 'float64 pictures'), (dict(labels=HALF[:9]), 'it has 40 pictures, 9 labels and 40 splits'), (dict(classes=['a']), 'labels 1 are outside of 0 to 0')])
+def test_bad_set(change, why):
+    "An `ImageSet` is made by hand, too"
+    s = ImageSet(pictures(), HALF, np.array(['train', 'val']*20), ['a', 'b'], 'x')
+    assert why in said(replace(s, **change))
+
+def test_own_volumes(tmp_path, monkeypatch):
+    "Volumes of one's own, by the name of the file in the data folder"
+    np.savez(tmp_path/'knees.npz', **six(shape=(12, 10, 8)))
+    monkeypatch.setenv('MEDKIT_DATA', str(tmp_path))
+    dls = dls_of('knees')
+    assert dls.one_batch()[0].shape == (12, 1, 12, 10, 8) and dls.set.name == 'knees' and dls_of('knees', size=9).one_batch()[0].shape == (12, 1, 9, 9, 9)
 
 # Bad input: files ------------------------------------------------------------------------------------------------
 
