@@ -226,7 +226,7 @@ def about(s, a, r):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--source', default='lesions', help='what open_images takes'); p.add_argument('--size', type=int); p.add_argument('--n', type=int, help='only so many pictures of each split')
-    p.add_argument('--bs', type=int, default=64); p.add_argument('--repeats', type=int, default=5); p.add_argument('--arch', nargs='*', default=['simple_cnn', 'resnet18'])
+    p.add_argument('--bs', type=int, default=128, help="MedMNIST's own"); p.add_argument('--repeats', type=int, default=5); p.add_argument('--arch', nargs='*', default=['simple_cnn', 'resnet18'])
     p.add_argument('--epochs', type=int, default=2, help='of the timed training'); p.add_argument('--fit-epochs', type=int, default=10, help='of the training end to end')
     p.add_argument('--lr', type=float, default=3e-3); p.add_argument('--seeds', type=int, default=3)
     p.add_argument('--workers', type=int, nargs='+', default=sorted({0, min(os.cpu_count(), 16)}), help='of fastai and medmnist, to choose from')
