@@ -225,7 +225,7 @@ def kappas(
         return dict(part=part, kappa=k.value, kappa_low=k.low, kappa_high=k.high, studies=len(t), patients=k.n, abnormal=true.mean())
     return pd.DataFrame([row(p, t) for p, t in studies.groupby('part')] + [row('all', studies)])
 
-# %% ../nbs/38_studies.ipynb #a318bb74
+# %% ../nbs/38_studies.ipynb #bda74185
 def out_of_fold(
     fit,      # Function of (training rows, rows to score) that learns from the first and returns (m,) or (m,k) scores of the second
     labels,   # (n,)
@@ -234,16 +234,17 @@ def out_of_fold(
     k=3,      # Folds
     seed=42,
 ) -> np.ndarray: # (n,) or (n,k)
-    "Scores of training rows by models that did not see their patients; of the other rows the mean of these models"
+    "Scores of training rows by models that did not see their patients; of the other rows by one that learned from all of training"
     from sklearn.model_selection import StratifiedGroupKFold
     labels, splits, patients = map(np.asarray, (labels, splits, patients))
     train, rest = np.flatnonzero(splits == 'train'), np.flatnonzero(splits != 'train')
     if both := set(patients[train]) & set(patients[rest]): raise MedkitError(f'{min(both)} has rows for training and others: split by patient first')
     out = None
     for a, b in StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(train, labels[train], patients[train]):
-        got = np.asarray(fit(train[a], np.concatenate([train[b], rest])))
-        out = np.zeros((len(labels), *got.shape[1:])) if out is None else out
-        out[train[b]], out[rest] = got[:len(b)], out[rest] + got[len(b):]/k
+        got = np.asarray(fit(train[a], train[b]))
+        out = np.empty((len(labels), *got.shape[1:])) if out is None else out
+        out[train[b]] = got
+    if len(rest): out[rest] = fit(train, rest)
     return out
 
 # %% ../nbs/38_studies.ipynb #f650ccb7
