@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['SEVERAL', 'ORDERED', 'NUMBER', 'task_metrics', 'train_labels', 'class_weights', 'Focal', 'class_loss', 'Units',
            'NumberLoss', 'task_loss', 'balanced_order', 'oversampled', 'stats_of', 'check_fits', 'task_model',
-           'option_cbs', 'task_learner', 'classifier', 'show_results', 'inputs_of', 'encoder', 'features',
-           'picture_files', 'answers', 'predict_images', 'model_files', 'card_of', 'save_classifier', 'read_saved',
-           'blank_set', 'load_classifier']
+           'option_cbs', 'task_learner', 'classifier', 'inputs_of', 'encoder', 'features', 'picture_files', 'answers',
+           'predict_images', 'model_files', 'card_of', 'save_classifier', 'read_saved', 'blank_set', 'load_classifier']
 
 # %% ../nbs/16_classify.ipynb #6c08792b
 import json
@@ -193,14 +192,6 @@ def classifier(
     learn = task_learner(oversampled(dls) if oversample else dls, model, loss, arch, pretrained, seed, metrics, cbs, **kwargs)
     if pretrained and freeze: learn.freeze()
     return learn
-
-# %% ../nbs/16_classify.ipynb #9df54704
-@dispatch
-def show_results(x:TensorImage, y:Tensor, samples, outs, ctxs=None, max_n=10, nrows=None, ncols=None, figsize=None, **kwargs):
-    "Pictures, each with the true number above the answered one"
-    if ctxs is None: ctxs = get_grid(min(len(samples), max_n), nrows=nrows, ncols=ncols, figsize=figsize)
-    for i in range(2): ctxs = [b.show(ctx=c, **kwargs) for b,c,_ in zip(samples.itemgot(i), ctxs, range(max_n))]
-    return [b.show(ctx=c, **kwargs) for b,c,_ in zip(outs.itemgot(0), ctxs, range(max_n))]
 
 # %% ../nbs/16_classify.ipynb #bf27c174
 def inputs_of(model, module, batches):
