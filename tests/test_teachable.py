@@ -6,7 +6,7 @@ from medkit.core import MedkitError
 from medkit.images import check_images, open_images
 from medkit.loaders import image_dls
 import medkit.teachable as T
-from medkit.teachable import picture_groups, same_pictures, write_tm
+from medkit.teachable import details, picture_groups, same_pictures, write_tm
 
 rng = np.random.default_rng(0)
 
@@ -81,3 +81,31 @@ def test_what_the_real_projects_share(real_data):
     g = picture_groups(e1, e4, e5)
     assert len(np.unique(np.concatenate(g))) == 60 + 240 + 240 - 4 - 182 - sum(~np.isin(g[0], g[1]) & np.isin(g[0], g[2]))
     assert np.isin(g[0], g[2]).sum() == 6
+
+# The experiments ----------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def quick(monkeypatch):
+    "A stand-in for the frozen network (small greys), and heads of two epochs"
+    import medkit.experiments as X
+    train = X.train_head
+    monkeypatch.setattr(X, 'features', lambda arch, dls: details(dls.set.images, 16))
+    monkeypatch.setattr(X, 'train_head', lambda x, y, rows, epochs=50, **kw: train(x, y, rows, 2, **kw))
+    return X
+
+def test_all_five_on_generated_pictures(quick):
+    "Without the real projects every experiment runs, tells its three notes, and shows the majority first"
+    es = quick.tm_experiments(seeds=1)
+    assert [e.title[0] for e in es] == list('12345') and all('experiment' not in e.notes[3] for e in es)
+    for e in es:
+        assert [n.split(':')[0] for n in e.notes[:3]] == ['One would conclude', 'What is wrong', 'The mend'] and e.table.metric[0].startswith('always ')
+        assert len(e.figures) >= 3 and '<h3>' in e._repr_html_()
+
+@pytest.mark.realdata
+def test_all_five_on_the_real_projects(quick, real_data):
+    "Which pictures each experiment takes: 30 + 30, as many of each without copies, three times 80, the 182 that recur in colour"
+    e1, e2, e3, e4, e5 = quick.tm_experiments(seeds=1)
+    assert e1['accuracy, cross-validated'].n == 60 and 'generated' in e2.notes[3]
+    assert e3['accuracy'].n == 220 and e3.per_class.n.tolist() == [110, 110] and e3['torn minus kept'].n == 480
+    assert e4['accuracy, end'].n == 240 and 'experiment4' in e4.notes[3]
+    assert e5['same pictures: grey, accuracy'].n == 182 and e5.per_class.n.tolist() == [80, 80, 22]
