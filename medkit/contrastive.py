@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STRONG', 'PENALTIES', 'TwoViews', 'view_dls', 'metric_losses', 'contrastive_loss', 'spread', 'contrastive_learner',
-           'collapsed', 'pretrain_contrastive', 'labelled_rows', 'few_labels', 'fit_path', 'logistic', 'probe',
-           'linear_probe', 'raw_pixels']
+           'collapsed', 'tell_collapse', 'pretrain_contrastive', 'labelled_rows', 'few_labels', 'fit_path', 'logistic',
+           'probe', 'linear_probe', 'raw_pixels']
 
 # %% ../nbs/18_contrastive.ipynb #f15b00e8
 import time, warnings
@@ -85,17 +85,21 @@ def contrastive_learner(
     return SafeLearner(view_dls(learn.dls, augment, bs), learn.model, contrastive_loss(labels, temperature), metrics=spread,
                        cbs=[KeepLast(), Curves(), SeedFit(learn.seed), *L(cbs)])
 
-# %% ../nbs/18_contrastive.ipynb #05b62b6c
+# %% ../nbs/18_contrastive.ipynb #6efe48d1
 def collapsed(curve) -> bool:
     "Whether contrastive training ended with embeddings that hardly differ; random networks begin so, at about .07"
     return not curve.spread.iloc[-1] > .1
 
+def tell_collapse(curve, lr):
+    if collapsed(curve): print(f'The embeddings point almost all into one direction (spread {curve.spread.iloc[-1]:.2f} of 1): '
+                               f'collapsed, or trained for too short. Look at .pretraining, try a smaller lr than {lr:g}')
+
+# %% ../nbs/18_contrastive.ipynb #3d290723
 def pretrain_contrastive(
     dls,               # From `image_dls`; with `labels`, all its training labels are seen
     arch='simple_cnn',
     labels=False,
-    epochs=20,         # SimCLR goes on gaining for hundreds
-    seed=42,
+    epochs=20, seed=42, # SimCLR goes on gaining for hundreds of epochs
     lr=3e-3,           # Highest of one-cycle
     **kwargs,          # Of `contrastive_learner`
 ) -> Learner:          # Frozen: its last layer is new. Its contrastive training is in `.pretraining`
@@ -106,11 +110,11 @@ def pretrain_contrastive(
     with quiet(pre): pre.fit_one_cycle(epochs, lr)
     learn.model.set_submodule(name, last)
     learn.pretraining = history(pre)
-    if collapsed(learn.pretraining): print(f'The embeddings point almost all into one direction (spread {learn.pretraining.spread.iloc[-1]:.2f} of 1): collapsed, or trained for too short. Look at .pretraining, try a smaller lr than {lr:g}')
+    tell_collapse(learn.pretraining, lr)
     learn.freeze()
     return learn
 
-# %% ../nbs/18_contrastive.ipynb #8024abac
+# %% ../nbs/18_contrastive.ipynb #c866b714
 def labelled_rows(
     labels,     # int array (n,), of the training pictures
     fraction=1., # Share of each class, above 0 up to 1
@@ -118,11 +122,12 @@ def labelled_rows(
 ) -> np.ndarray: # Their indices, in order
     "Which pictures keep their label: by class, at least one of each"
     if not 0 < fraction <= 1: raise MedkitError(f'fraction={fraction}: a share of the training labels above 0, up to 1, is wanted')
-    if labels.ndim > 1 or labels.dtype.kind == 'f': raise MedkitError('Shares of labels are drawn by class, so one class a picture is wanted: this set has several labels or a measurement')
+    if labels.ndim > 1 or labels.dtype.kind == 'f': raise MedkitError('Shares of labels are drawn by class: give a set with one class a picture')
     rng = np.random.default_rng(seed)
     rows = [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
     return np.sort(np.concatenate([r[:max(1, round(fraction*len(r)))] for r in rows]))
 
+# %% ../nbs/18_contrastive.ipynb #afd29df3
 def few_labels(
     s:ImageSet,
     fraction=1., seed=42,

@@ -8,7 +8,7 @@ __all__ = ['STRATEGIES', 'FIXED', 'METRICS', 'SHIFTS', 'one_against_rest', 'best
            'fingerprint', 'run_file', 'run_strategy', 'bench', 'drawn_again', 'over_seeds', 'Strategies', 'answers',
            'seeds_of', 'row', 'sentences', 'compare_strategies', 'strategies_figure', 'fractions_figure']
 
-# %% ../nbs/36_strategies.ipynb #dde8e942
+# %% ../nbs/36_strategies.ipynb #91d4deee
 import contextlib, hashlib, io, json, math, time
 import numpy as np, pandas as pd
 from dataclasses import dataclass, replace
@@ -17,6 +17,8 @@ from fastprogress import progress_bar
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import f1_score
+
+# %% ../nbs/36_strategies.ipynb #5574ac7c
 from .core import *
 from .images import *
 from .loaders import *
@@ -37,7 +39,7 @@ def one_against_rest(
     c = s.classes.index(choose(name, s.classes, 'class'))
     return replace(s, labels=(s.labels == c).astype(np.int64), classes=[f'not {name}', name], name=f'{s.name}, {name} against the rest', task='binary-class')
 
-# %% ../nbs/36_strategies.ipynb #07e3af33
+# %% ../nbs/36_strategies.ipynb #28b8d980
 def best_threshold(
     p, # Probability of the second class, (n,)
     y, # True classes, 0 or 1
@@ -48,6 +50,7 @@ def best_threshold(
     cuts = (v[1:] + v[:-1])/2 if len(v) > 1 else [.5]
     return float(max(cuts, key=lambda t: f1_score(y, p > t, average='macro')))
 
+# %% ../nbs/36_strategies.ipynb #06d75e51
 def bend(
     probs, # (n,2)
     t,     # What shall become .5, inside (0,1)
@@ -103,13 +106,14 @@ def tuned(b:Bench, kind, seed) -> dict:
     with learn.no_bar(): val, test = (learn.get_preds(dl=dl)[0].numpy() for dl in (b.dls.valid, b.dls.test))
     return dict(val=val, test=test, seconds=time.perf_counter()-start + before, parameters=n_weights(learn.model))
 
-# %% ../nbs/36_strategies.ipynb #1fd712db
+# %% ../nbs/36_strategies.ipynb #7e83afb0
 def linear_size(r, b): return (r['n_features'] + 1)*len(b.dls.vocab)
 
 def pixel_model(b:Bench, seed):
     r = raw_pixels(b.dls.set, b.fraction, seed)
     return r | dict(parameters=linear_size(r, b))
 
+# %% ../nbs/36_strategies.ipynb #de186650
 def radiomics_table(b:Bench):
     "The features of all pictures, and the seconds that they took; measured once, since they depend on no label"
     f = b.folder/'radiomics.csv'
@@ -128,11 +132,11 @@ def radiomic(b:Bench, kind, seed) -> dict:
     r = classical(x.iloc[rows], s.labels[rows], s.splits[rows], kind, seed)
     return r | dict(seconds=r['seconds'] + before, parameters=linear_size(r, b) if kind == 'logistic' else np.nan)
 
-# %% ../nbs/36_strategies.ipynb #0a5823b3
+# %% ../nbs/36_strategies.ipynb #4a1c3cdf
 STRATEGIES = {
     'raw pixels': pixel_model, 'radiomics logistic': lambda b, seed: radiomic(b, 'logistic', seed), 'radiomics forest': lambda b, seed: radiomic(b, 'forest', seed),
-    'random encoder': lambda b, seed: probed(b, 'random', seed), 'simple_cnn': lambda b, seed: tuned(b, 'random', seed),
-    'simclr probe': lambda b, seed: probed(b, 'simclr', seed), 'simclr fine-tuned': lambda b, seed: tuned(b, 'simclr', seed), 'supcon probe': lambda b, seed: probed(b, 'supcon', seed)}
+    'random encoder': lambda b, seed: probed(b, 'random', seed), 'simple_cnn': lambda b, seed: tuned(b, 'random', seed), 'simclr probe': lambda b, seed: probed(b, 'simclr', seed),
+    'simclr fine-tuned': lambda b, seed: tuned(b, 'simclr', seed), 'supcon probe': lambda b, seed: probed(b, 'supcon', seed)}
 FIXED = 'raw pixels', 'radiomics logistic' # the same answer with every seed, once all labels are used
 
 # %% ../nbs/36_strategies.ipynb #7d8b3a2a
@@ -153,18 +157,19 @@ def run_strategy(b:Bench, strategy, seed) -> dict: # val, test, seconds, paramet
         with atomic(f) as tmp: np.savez(tmp, **{k: np.asarray(r[k], np.float32) for k in ('val', 'test', 'seconds', 'parameters')})
     with np.load(f, allow_pickle=False) as z: return {k: z[k] for k in z.files}
 
-# %% ../nbs/36_strategies.ipynb #44eaf1e9
+# %% ../nbs/36_strategies.ipynb #013b0f21
 def bench(source, size, arch, epochs, pre_epochs, fraction, augment, folder, device) -> Bench:
     "Open the set, and a folder for the runs on it"
     dls = image_dls(source, size, augment=augment, device=device)
-    if dls.set.task not in ('binary-class', 'multi-class') or form_of(dls.set.images) == 'volume': raise MedkitError(f'{dls.set.name} is of task {dls.set.task!r}: strategies are compared on pictures with one class each')
+    if dls.set.task not in ('binary-class', 'multi-class') or form_of(dls.set.images) == 'volume':
+        raise MedkitError(f'{dls.set.name} ({dls.set.task}, {form_of(dls.set.images)}): strategies are compared on pictures with one class each')
     if len(dls.loaders) < 3: raise MedkitError(f'{dls.set.name} has no test pictures: give a set with three splits, since validation makes the choices here')
     mark, settings = fingerprint(dls.set), dict(arch=arch, epochs=epochs, pre_epochs=pre_epochs, augment=augment)
     root = Path(folder or cache_dir()/'strategies'/f"{mark}-{arch}-{epochs}-{pre_epochs}-{augment}")
     claim(root, dict(data=mark, name=dls.set.name, **settings))
     return Bench(dls, arch, epochs, pre_epochs, fraction, augment, root)
 
-# %% ../nbs/36_strategies.ipynb #e4957643
+# %% ../nbs/36_strategies.ipynb #42f75740
 METRICS = {'auc': 'AUC, macro one-vs-rest', 'f1': 'macro F1', 'accuracy': 'accuracy'}
 
 def drawn_again(probs, targs, metric, seed=0, n_boot=2000):
@@ -173,6 +178,7 @@ def drawn_again(probs, targs, metric, seed=0, n_boot=2000):
     mean, off = wander(class_metric(metric), probs, targs, counts, np.random.default_rng(seed))
     return (mean + np.nanquantile(off, [.025, .975])).clip(0, 1).tolist() # with few trainings the ends may lie outside
 
+# %% ../nbs/36_strategies.ipynb #31479ba0
 def over_seeds(
     probs, # (seeds,n,c)
     targs, # (n,)
@@ -217,7 +223,7 @@ def row(b:Bench, name, got, base) -> dict:
         r |= {f'{m}_difference': c.difference, f'{m}_difference_low': c.low, f'{m}_difference_high': c.high, f'{m}_verdict': c.verdict}
     return r
 
-# %% ../nbs/36_strategies.ipynb #d6642110
+# %% ../nbs/36_strategies.ipynb #212fbcb2
 SHIFTS = dict(pathmnist='The test pictures are from another hospital (CRC-VAL-HE-7K) than those for training and validation (NCT-CRC-HE-100K): '
                         'the test scores contain that shift, and choices made on validation were made without it (Kather et al. 2019).')
 
@@ -227,23 +233,22 @@ def sentences(t, b:Bench, baseline) -> list:
         f', {r.auc_difference:+.3f} ({r.auc_difference_low:+.3f} to {r.auc_difference_high:+.3f}) to {baseline}: {r.auc_verdict}')
     y, few = b.dls.set.part('test').labels, b.few(0, repeat=False)
     out = [say(r) for r in t.itertuples()]
-    out += [f"n = {len(y)} test pictures, {np.bincount(y).max()/len(y):.1%} of one class; {(few.splits == 'train').sum()} labelled training pictures ({b.fraction:.0%}), validation always whole. "
-            f'Penalties{" and thresholds" if len(b.dls.vocab) == 2 else ""} were chosen on validation. Comparisons with {baseline}: {len(t)-1}. Where there is no difference, one in twenty still says better or worse.']
-    out += [f'{f.stem}: its contrastive training may have collapsed, see {f.name}' for f in sorted(b.folder.glob('encoders/*.json')) if collapsed(pd.DataFrame(kept_json(f)['curve']))]
+    out += [f"n = {len(y)} test pictures, {np.bincount(y).max()/len(y):.1%} of one class; {(few.splits == 'train').sum()} labelled training pictures ({b.fraction:.0%}), "
+            f'validation always whole. Penalties{" and thresholds" if len(b.dls.vocab) == 2 else ""} were chosen on validation. Comparisons with {baseline}: {len(t)-1}. Where there is no difference, one in twenty still says better or worse.']
+    lost = [f.stem for f in sorted(b.folder.glob('encoders/*.json')) if collapsed(pd.DataFrame(kept_json(f)['curve']))]
+    out += [f"Contrastive training may have collapsed, look at its curve in the folder's encoders: {', '.join(lost)}"] if lost else []
     return out + [v for k, v in SHIFTS.items() if b.dls.set.name.startswith(k)]
 
-# %% ../nbs/36_strategies.ipynb #b0028d7d
+# %% ../nbs/36_strategies.ipynb #8c766f30
 def compare_strategies(
     source,               # As `image_dls` takes it: a name, a folder, an `ImageSet`
     strategies=tuple(STRATEGIES),
     seeds=(0,1,2),        # Of initial weights, order, augmentation, and the choice of labels
-    epochs=10,            # Of the classifiers
-    pre_epochs=20,        # Of contrastive training
+    epochs=10, pre_epochs=20, # Of the classifiers, and of contrastive training
     fraction=1.,          # Share of the training labels
     baseline='simple_cnn', size=None, arch='simple_cnn',
     augment=True,         # Of the classifiers; contrastive training has its own
-    folder=None,          # Where the runs are kept; in the cache unless told
-    device=None,
+    folder=None, device=None, # Where the runs are kept: in the cache unless told
 ) -> Strategies:
     "Train every strategy with every seed, choose on validation, judge on test, and compare with the baseline"
     wanted = {choose(s, STRATEGIES, 'strategy') for s in (*strategies, baseline)}
@@ -255,7 +260,7 @@ def compare_strategies(
     rec = run_record(list(seeds), b.dls.device, arch=arch, epochs=epochs, pre_epochs=pre_epochs, augment=augment, folder=b.folder.name)
     return Strategies(t, sentences(t, b, baseline), baseline, rec)
 
-# %% ../nbs/36_strategies.ipynb #790806e1
+# %% ../nbs/36_strategies.ipynb #21edeae3
 def strategies_figure(c:Strategies) -> Figure:
     "AUC and macro F1 of each strategy with intervals; the baseline's as a line"
     fig = Figure(figsize=(9, .5 + .38*len(c.table)), layout='constrained')
@@ -268,6 +273,7 @@ def strategies_figure(c:Strategies) -> Figure:
     axs[0].set_yticks(at, c.table.strategy)
     return fig
 
+# %% ../nbs/36_strategies.ipynb #772817d2
 def fractions_figure(
     tables, # The tables of comparisons with several `fraction`s
     metric='auc',
@@ -278,5 +284,6 @@ def fractions_figure(
     for i, (name, g) in enumerate(t.groupby('strategy', sort=False)):
         x = g.fraction*1.03**(i - t.strategy.nunique()/2) # side by side, or the intervals would hide each other
         ax.errorbar(x, g[metric], [g[metric] - g[f'{metric}_low'], g[f'{metric}_high'] - g[metric]], marker='o', ms=3, lw=1, elinewidth=.6, label=name)
-    ax.set(xscale='log', xlabel='share of the training labels', ylabel=dict(auc='AUC', f1='macro F1').get(metric, metric)); ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5))
+    ax.set(xscale='log', xlabel='share of the training labels', ylabel=dict(auc='AUC', f1='macro F1').get(metric, metric))
+    ax.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, .5))
     return fig
