@@ -100,7 +100,7 @@ MEDNIST = Entry('mednist', 'folder', 'multi-class', '2D', 'X-ray, CT, MRI', ('Ab
     {None: 'https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/MedNIST.tar.gz'},
     {None: '0bc7306e7427e00ad1c5526a6677552d'}, {None: 62*10**6}, sample='head_ct')
 
-# %% ../nbs/02_catalog.ipynb #32a9736f
+# %% ../nbs/02_catalog.ipynb #57b57e20
 _SKIN = ('akiec', 'bcc', 'bkl', 'df', 'mel', 'nv', 'vasc')
 _LA = dict(licence='none stated: research use, never publish the images', citation='Xiong et al., 2018 Atrial Segmentation Challenge, Medical Image Analysis 67:101832 (2020)',
            obtain='ask for the challenge data at http://atriaseg2018.cardiacatlas.org and lay them out as a Decathlon folder', sample='organ_b')
@@ -121,9 +121,9 @@ OTHERS = [
     Entry('rsna_experiment1', 'tm', 'binary-class', '2D', 'head CT', ('Hemorrhage', 'Normal'), dict(all=[30, 30]), places={None: ('rsna_tm/experiment1.tm', 'experiment1.tm')}, **_TM,
           description='Head CT slices, grey. Some of its bleeds recur in rsna_experiment4: never train on one and test on the other.'),
     Entry('rsna_experiment4', 'tm', 'multi-class', '2D', 'head CT', ('Normal', 'Parenchymal', 'Subdural'), dict(all=[80, 80, 80]), places={None: ('rsna_tm/experiment4.tm', 'experiment4.tm')}, **_TM,
-          description='Head CT slices, grey. Its normals are those of rsna_experiment5, encoded anew.'),
+          description='Head CT slices, grey. 182 of its 240 pictures, among them all normals, are in rsna_experiment5 too, encoded anew there.'),
     Entry('rsna_experiment5', 'tm', 'multi-class', '2D', 'head CT', ('Intraparenchymal', 'Normal', 'Subdural'), dict(all=[80, 80, 80]), places={None: ('rsna_tm/experiment5.tm', 'experiment5.tm')}, **_TM,
-          description='Head CT slices, colour-coded, dense tissue in red. Its normals are those of rsna_experiment4, encoded anew.')]
+          description='Head CT slices, colour-coded, dense tissue in red. 182 of its 240 pictures, among them all normals, are in rsna_experiment4 too, grey there.')]
 
 # %% ../nbs/02_catalog.ipynb #50e7ce2b
 _MADE = dict(kind='generated', licence='CC0', citation='medkit.phantom')
