@@ -7,7 +7,7 @@ __all__ = ['BASE', 'AUGMENTS', 'OPTIMISERS', 'LAZY', 'Step', 'climb', 'ladder', 
            'step_learner', 'train_step', 'answer', 'source_sets', 'Climb', 'metrics_of', 'score_step', 'lazy_rows',
            'say', 'LadderResult', 'plot_ladder', 'judge', 'run_ladder']
 
-# %% ../nbs/35_ladder.ipynb #07dfff9f
+# %% ../nbs/35_ladder.ipynb #9fa346df
 import contextlib, hashlib, io, json, numpy as np, pandas as pd, time, torch
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +17,7 @@ from fastprogress import progress_bar
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 from .core import MedkitError, atomic, cache_dir, choose, run_record, save_json, seeded, watched
+from .catalog import ENTRIES
 from .images import ImageSet, open_images
 from .loaders import image_dls
 from .backbones import OWN, can_pretrain
@@ -132,13 +133,14 @@ def answer(learn, dl, views, seed):
         p, _ = learn.tta(dl=dl, n=views) if views > 1 else learn.get_preds(dl=dl)
     return p.float().numpy()
 
-# %% ../nbs/35_ladder.ipynb #8c615fed
+# %% ../nbs/35_ladder.ipynb #e61d5530
 def source_sets(source, steps) -> dict:
     "{pixels: loaded `ImageSet`}; a `MedkitError` where the sets do not hold the same cases in the same order"
     wanted = list(dict.fromkeys(s.settings['pixels'] for s in steps))
-    given = source if isinstance(source, dict) else {wanted[0]: source}
+    sizes = ENTRIES[source.lower()].places if str(source).lower() in ENTRIES else () # of a name, each size that it comes in
+    given = source if isinstance(source, dict) else {p: source for p in wanted if p in sizes or p == wanted[0]}
     if lost := [p for p in wanted if p not in given]: raise MedkitError(f'Steps ask for pictures of {lost[0]} pixels: give source as {{{wanted[0]}: ..., {lost[0]}: ...}}, or leave those steps out')
-    sets = {p: open_images(given[p]).load() for p in wanted}
+    sets = {p: open_images(given[p], p if sizes else None).load() for p in wanted}
     one = sets[wanted[0]]
     if one.task not in ('multi-class', 'binary-class', 'ordinal-regression'): raise MedkitError(f'A ladder is for one class a picture, and {one.name} has {one.task}: choose another set')
     for p, s in sets.items():
@@ -269,9 +271,9 @@ def judge(climb, part, metrics, named) -> LadderResult:
     times = pd.DataFrame([dict(step=st.name, seed=seed, **{k: v for k,v in climb.seconds(st, seed).items() if 'seconds' in k}) for st in climb.steps for seed in climb.seeds])
     return LadderResult(part, pd.DataFrame(scores), diffs, times, told, probs, t)
 
-# %% ../nbs/35_ladder.ipynb #ab62ddab
+# %% ../nbs/35_ladder.ipynb #8ba75b3d
 def run_ladder(
-    source,           # What `open_images` takes; {28: ..., 64: ...} where steps ask for several sizes of the same cases
+    source,           # What `open_images` takes; a name brings all its sizes, else {28: ..., 64: ...} where steps ask for several of the same cases
     steps=None,       # `ladder()` unless told; the first of each comparison must be among them
     seeds=(0, 1, 2),  # A training each: three tell luck from gain roughly, one does not
     epochs=12,        # Of every training
