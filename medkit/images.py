@@ -399,10 +399,10 @@ def entry_of(
     "The catalog's entry of a file, known by its name"
     return next((e for e in ENTRIES.values() for ps in e.places.values() for p in ps if p.endswith(path.suffix) and Path(p).name == path.name), None)
 
-# %% ../nbs/03_images.ipynb #e344224d
+# %% ../nbs/03_images.ipynb #86f2e7ae
 def _checked_array(images, what):
     "uint8 pictures or volumes, without a lone last axis; anything else is refused"
-    try: images = np.asarray(images)
+    try: images = np.asanyarray(images) # a memory map stays one
     except ValueError as e: raise MedkitError(f'{what} holds pictures of several sizes: make them equal, or give files and a size') from e
     if images.dtype != np.uint8: raise MedkitError(f'{what} holds {images.dtype} pictures: uint8 with 0 to 255 is wanted')
     if images.ndim in (4, 5) and images.shape[-1] == 1: images = images[..., 0]
