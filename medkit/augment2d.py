@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['GREY', 'LIMITS', 'turns', 'grid', 'place', 'light', 'cover', 'check_strengths', 'Augment2d']
 
-# %% ../nbs/09_augment2d.ipynb #8078565f
+# %% ../nbs/09_augment2d.ipynb #47169af2
 import inspect, math, torch, torch.nn.functional as F
 from itertools import combinations
-from fastai.vision.all import TensorImage, Transform, store_attr
+from fastai.vision.all import TensorImage, Transform
 from torch import Tensor
 from .core import MedkitError, choose
 
@@ -96,7 +96,7 @@ def check_strengths(given:dict):
         low = 1 if k == 'zoom' else 0
         if not low <= given[k] <= top: raise MedkitError(f'Augment2d was asked for {k}={given[k]}: give a number from {low} to {top}')
 
-# %% ../nbs/09_augment2d.ipynb #a0f13f2d
+# %% ../nbs/09_augment2d.ipynb #e40f2b58
 class Augment2d(Transform):
     "Change each picture of a training batch at random: (B,C,H,W), or volumes (B,C,D,H,W), with values in [0,1]"
     split_idx,order = 0,30
@@ -113,9 +113,10 @@ class Augment2d(Transform):
         dihedral=False,# Also mirror up and down and turn by quarters: right where nothing is up, as in skin and tissue
         p=.75,         # Share of the pictures that are moved, re-lit or covered, each drawn for itself; mirrors have their own chance
     ):
+        given = {k: v for k, v in locals().items() if k in LIMITS}
+        check_strengths(given)
         super().__init__()
-        store_attr()
-        check_strengths(self.__stored_args__)
+        vars(self).update(given, dihedral=dihedral)
         self.moves = flip > 0 or rotate > 0 or zoom > 1 or shift > 0 or warp > 0 or dihedral
 
     def draw(self, x) -> dict: # name -> (B,k)
