@@ -14,6 +14,7 @@ from .catalog import *
 from .images import *
 from .volumes import *
 from .hounsfield import WINDOWS, colour_range, window
+from .findings import Finding, Findings, stop_at
 from .decathlon import make_task, recipe
 from .teachable import picture_groups, same_pictures, write_tm
 from .augment2d import Augment2d
@@ -32,13 +33,14 @@ from .models import SegmentModel, load_model, network, packaged, save_model
 from .predict import largest_component, predict, probabilities, show_mask, view, volumes_ml
 from .segment import *
 from .evaluate import *
-from .report import *
+from .pages import *
 from .crossval import cross_validate, make_folds
 from .budget import label_budget, pretrain_masked
 from .ladder import Step, climb, ladder, plot_ladder, run_ladder
 from .strategies import compare_strategies, fractions_figure, one_against_rest, strategies_figure
 from .experiments import tm_experiments
 from .studies import by_study, fuse, kappa, kappas, make_studies, open_studies, out_of_fold
+from .report import report
 from .demo import demo
 
 # %% ../nbs/99_all.ipynb #72f0654b

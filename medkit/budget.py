@@ -27,7 +27,7 @@ from .models import as_model, load_model, network, split_ids
 from .predict import probabilities
 from .segment import segmenter, volume_dls
 from .evaluate import Comparison, Estimate, score_masks
-from .report import Page, tidy
+from .pages import Page, tidy
 
 # %% ../nbs/34_budget.ipynb #763b33b1
 def step_dls(

@@ -9,11 +9,11 @@ __all__ = ['HEADS', 'CLASS_METRICS', 'METHODS', 'MASK_METRICS', 'POOLED', 'Estim
            'score_class', 'auc_correlation', 'against_lazy', 'class_notes', 'draw_counts', 'over', 'class_counts',
            'recalls', 'f1s', 'weighted_auc', 'aucs', 'class_mean', 'class_metric', 'check_trainings', 'wander',
            'resamples', 'around', 'score_probs', 'parts_of', 'evaluate_classes', 'quadratic_kappa', 'evaluate_ordinal',
-           'check_labels', 'evaluate_labels', 'boot_mean', 'evaluate_numbers', 'compare_probs', 'binary', 'dice',
-           'crop_both', 'check_mm', 'border_distances', 'surface_scores', 'hd95', 'assd', 'surface_dice', 'name_labels',
-           'check_mask', 'name_tolerance', 'score_label', 'score_masks', 'mask_heads', 'mask_notes', 'label_groups',
-           'evaluate_masks', 'compare_results', 'read_labels', 'mask_files', 'pair_files', 'voxel_mm', 'score_files',
-           'truth_labels', 'evaluate_folder']
+           'check_labels', 'evaluate_labels', 'boot_mean', 'evaluate_numbers', 'compare_probs', 'pick_dl',
+           'class_probs', 'binary', 'dice', 'crop_both', 'check_mm', 'border_distances', 'surface_scores', 'hd95',
+           'assd', 'surface_dice', 'name_labels', 'check_mask', 'name_tolerance', 'score_label', 'score_masks',
+           'mask_heads', 'mask_notes', 'label_groups', 'evaluate_masks', 'compare_results', 'read_labels', 'mask_files',
+           'pair_files', 'voxel_mm', 'score_files', 'truth_labels', 'evaluate_folder']
 
 # %% ../nbs/30_evaluate.ipynb #bc70bc01
 import base64, html, io, math
@@ -493,6 +493,21 @@ def compare_probs(
     (x, dx), (y, dy) = (wander(f, o, t, counts, rng) for o in (p, q))
     d = around(x - y, dx - dy, len(t))
     return Comparison(*d, 'better' if d[1] > 0 else 'worse' if d[2] < 0 else 'not distinguishable')
+
+# %% ../nbs/30_evaluate.ipynb #15d87235
+def pick_dl(learn, dl=None):
+    "The loader to report on, and what to say of it"
+    if dl is not None: return dl, 'On the loader that was given.'
+    if len(learn.dls.loaders) > 2: return learn.dls[2], 'On the test set, which took no part in training or in choices.'
+    return learn.dls.valid, 'On the validation set: it was chosen on, so these numbers are optimistic.'
+
+# %% ../nbs/30_evaluate.ipynb #6a887824
+def class_probs(learn, dl):
+    "Probabilities (n,c) and true classes (n,) of a classifier"
+    act = getattr(learn.loss_func, 'activation', None) or (lambda x: x.softmax(1))
+    p, t = learn.get_preds(dl=dl, act=lambda x: act(x.float()), reorder=False)
+    if p.ndim != 2: raise MedkitError(f'This learner predicts shape {tuple(p.shape)}: report wants a classifier with (n, classes), or a learner of segmenter')
+    return to_np(p), to_np(t)
 
 # %% ../nbs/30_evaluate.ipynb #76eda115
 def binary(m):

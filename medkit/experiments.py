@@ -26,7 +26,7 @@ from .teachable import picture_groups, same_pictures
 from .loaders import set_dls
 from .classify import features
 from .evaluate import *
-from .report import INK, MUTED, TRAIN, VALID, plot_confusion, plot_curves, plot_per_class, tidy
+from .pages import INK, MUTED, TRAIN, VALID, plot_confusion, plot_curves, plot_per_class, tidy
 
 # %% ../nbs/37_experiments.ipynb #12457f30
 ARCH = 'tf_efficientnet_lite0' # small, made for telephones like Teachable Machine's MobileNet, and pip brings its weights

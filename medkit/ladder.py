@@ -24,7 +24,7 @@ from .backbones import OWN, can_pretrain
 from .training import Bf16, KeepLast, has_bf16, load_weights, weights
 from .classify import classifier
 from .evaluate import class_metric, compare_probs, score_probs
-from .report import INK, MUTED, VALID, tidy
+from .pages import INK, MUTED, VALID, tidy
 
 # %% ../nbs/35_ladder.ipynb #af767da4
 BASE = dict(

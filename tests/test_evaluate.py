@@ -3,7 +3,8 @@ import gzip, json, re, shutil
 import nibabel as nib, numpy as np, pytest
 from medkit.core import MedkitError
 from medkit.evaluate import compare_results, evaluate_folder, evaluate_masks, hd95, score_masks
-from medkit.report import Page, report
+from medkit.pages import Page
+from medkit.report import report
 
 
 def save(m, path, affine): path.parent.mkdir(parents=True, exist_ok=True); nib.save(nib.Nifti1Image(m.astype(np.uint8), affine), path)

@@ -11,7 +11,7 @@ import numpy as np
 from medkit.core import run_record, save_json
 from medkit.evaluate import evaluate_masks
 from medkit.models import load_model, save_model
-from medkit.report import score_cases
+from medkit.crossval import score_cases
 from medkit.segment import segmenter, volume_dls
 from medkit.training import history, quiet
 from medkit.volumes import open_volumes
