@@ -6,24 +6,25 @@
 __all__ = ['INK', 'MUTED', 'TRAIN', 'VALID', 'LABEL_COLORS', 'EDGE', 'PLANES', 'CSS', 'WARN', 'tidy', 'plot_curves', 'confusion',
            'plot_confusion', 'plot_per_class', 'widest', 'show_plane', 'outline', 'side_letters', 'scale_bar',
            'draw_planes', 'plane_figure', 'overlay_legend', 'one_grid', 'plot_overlay', 'draw_scores', 'plot_scores',
-           'md_html', 'page_html', 'figure_html', 'Page', 'card_html', 'add_result', 'write_report', 'pick_cases',
-           'overlays', 'report_masks']
+           'md_html', 'page_html', 'figure_html', 'Page', 'table_md', 'page_md', 'card_html', 'add_result',
+           'write_report', 'pick_cases', 'overlays', 'report_masks']
 
 # %% ../nbs/31_pages.ipynb #18a80683
 import html, json, math, re, textwrap
 from datetime import datetime
 from pathlib import Path
 
-# %% ../nbs/31_pages.ipynb #55dde7bb
+# %% ../nbs/31_pages.ipynb #768e7f52
 import numpy as np, pandas as pd
+from fastcore.basics import patch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-# %% ../nbs/31_pages.ipynb #ee69ba53
+# %% ../nbs/31_pages.ipynb #97cea1bf
 from .core import MedkitError, atomic, run_record, save_json
-from .evaluate import Result, check_predictions, evaluate_masks, figure_uri, mask_heads, readable, table_html, to_np
+from .evaluate import Result, check_predictions, ci_columns, evaluate_masks, figure_uri, mask_heads, readable, table_html, to_np
 
 # %% ../nbs/31_pages.ipynb #89ec8769
 INK, MUTED, TRAIN, VALID = '#1f2933', '#7b8794', '#8a97a6', '#1768ac'
@@ -288,21 +289,71 @@ def figure_html(fig, caption) -> str:
     "A figure with its caption (HTML) below, and as the text for who cannot see it"
     return f'<figure><img src="{figure_uri(fig)}" alt="{caption or "figure"}"><figcaption>{caption}</figcaption></figure>'
 
-# %% ../nbs/31_pages.ipynb #e8cc1621
+# %% ../nbs/31_pages.ipynb #dfd6fff6
 class Page:
-    "A self-contained HTML page: add text, tables, figures and results in order, then `save`"
-    def __init__(self, title, subtitle=''): self.title,self.subtitle,self.parts = title,subtitle,[]
-    def _add(self, part): self.parts.append(part); return self
-    def text(self, md): return self._add(md_html(md))
-    def note(self, text, kind=''): return self._add(f'<div class="note {kind}">{html.escape(text)}</div>')
-    def table(self, df): return self._add(f'<div class="scroll">{table_html(df)}</div>')
+    "A self-contained page: add text, tables, figures and results in order, then `save` it as HTML or as Markdown"
+    def __init__(self, title, subtitle=''): self.title,self.subtitle,self.parts,self.marks = title,subtitle,[],[]
+    def _add(self, part, mark=''): self.parts.append(part); self.marks.append(mark); return self
+    def text(self, md): return self._add(md_html(md), str(md))
+    def note(self, text, kind=''): return self._add(f'<div class="note {kind}">{html.escape(text)}</div>', f'> {text}')
+    def table(self, df): return self._add(f'<div class="scroll">{table_html(df)}</div>', table_md(df))
     def fold(self, summary, inner): return self._add(f'<details><summary>{html.escape(summary)}</summary>{inner}</details>')
-    def figure(self, fig, caption=''): return self._add(figure_html(fig, html.escape(caption)))
+    def figure(self, fig, caption=''): return self._add(figure_html(fig, html.escape(caption)), (fig, caption))
     def record(self, record): return self.fold('Run record: versions, device, seed', f'<pre>{html.escape(json.dumps(record, indent=2, default=str))}</pre>')
     def html(self): return page_html(self.title, self.subtitle, ''.join(self.parts))
-    def save(self, path):
+
+# %% ../nbs/31_pages.ipynb #e0947079
+@patch
+def section(self:Page,
+    title,
+    parts, # Texts, tables (DataFrame) and {caption: figure}, in order
+) -> Page:
+    "Add a heading and what stands under it"
+    self.text(f'## {title}')
+    for o in parts:
+        if isinstance(o, dict): [self.figure(fig, caption) for caption, fig in o.items()]
+        else: self.text(o) if isinstance(o, str) else self.table(o)
+    return self
+
+# %% ../nbs/31_pages.ipynb #cd3ed1b1
+def table_md(
+    df, # Columns x, x_low and x_high (or value, low, high) become one
+) -> str:
+    "`df` as a Markdown table"
+    cis = ci_columns(df)
+    cols = [c for c in df.columns if c not in {e for pair in cis.values() for e in pair}]
+    def text(v, low=None, high=None):
+        s = '–' if pd.isna(v) else f'{v:.3f}' if isinstance(v, (float, np.floating)) else str(v).replace('|', '\\|').replace('\n', ' ')
+        return s if low is None or pd.isna(low) or pd.isna(v) else f'{s} ({low:.3f} to {high:.3f})'
+    rows = [cols, ['---']*len(cols), *([text(r[c], *(r[e] for e in cis.get(c, ()))) for c in cols] for r in df.to_dict('records'))]
+    return '\n'.join('| ' + ' | '.join(map(str, r)) + ' |' for r in rows)
+
+# %% ../nbs/31_pages.ipynb #3ce47364
+def page_md(
+    page:Page,
+    pictures, # Name of the folder of the pictures, as the text shall call it
+) -> tuple:   # The text, and {file name: figure}
+    "A page as Markdown; what is folded away in HTML is left out"
+    figs = {f'{i}.png': m for i, m in enumerate((m for m in page.marks if isinstance(m, tuple)), 1)}
+    names = iter(figs)
+    blocks = [f'![{m[1]}]({pictures}/{next(names)})\n\n*{m[1]}*' if isinstance(m, tuple) else m for m in page.marks if m]
+    head = [f'# {page.title}', *([page.subtitle] if page.subtitle else [])]
+    return '\n\n'.join(head + blocks + ['Made with medkit. For teaching and research, not for clinical use.']) + '\n', {k: f for k, (f, _) in figs.items()}
+
+@patch
+def save(self:Page,
+    path, # Ends in .html, or in .md
+) -> Path:
+    "Write the page; for Markdown also its pictures, into a folder beside it"
+    path = Path(path)
+    if path.suffix != '.md':
         with atomic(path) as f: f.write_text(self.html(), encoding='utf-8')
-        return Path(path)
+        return path
+    text, figs = page_md(self, f'{path.stem}_files')
+    for name, fig in figs.items():
+        with atomic(path.parent/f'{path.stem}_files'/name) as f: fig.savefig(f, dpi=110, bbox_inches='tight')
+    with atomic(path) as f: f.write_text(text, encoding='utf-8')
+    return path
 
 # %% ../nbs/31_pages.ipynb #fe3a6e55
 def card_html(row) -> str:
@@ -316,7 +367,7 @@ def card_html(row) -> str:
 WARN = re.compile('Not distinguishable|Worse|Fewer|One image only|No image|Never called|All images are|On the validation set'
                   r'|\d+ (masks are|cases( only)?:|truth masks have|predictions have)')  # how notes begin that lower trust
 
-# %% ../nbs/31_pages.ipynb #9b536cc9
+# %% ../nbs/31_pages.ipynb #baed13a3
 def add_result(
     page:Page,
     r:Result,
@@ -324,26 +375,29 @@ def add_result(
 ) -> Page:
     "Cards, notes, table, figures and the details of a `Result`"
     rows = r.table.to_dict('records')
-    page._add('<div class="cards">' + ''.join(map(card_html, rows[:cards])) + '</div>')
+    page._add('<div class="cards">' + ''.join(map(card_html, rows[:cards])) + '</div>', table_md(r.table[:cards]))
     for n in r.notes: page.note(n, '' if WARN.match(n) else 'info')
-    if len(rows) > cards: page.table(r.table)
+    if len(rows) > cards: page._add(f'<div class="scroll">{table_html(r.table)}</div>', table_md(r.table[cards:]))
     for caption, fig in r.figures.items(): page.figure(fig, caption)
     what, detail = dict(classes='class', labels='label').get(r.kind, 'case'), f'<div class="scroll">{table_html(readable(r.detail))}</div>'
-    return page.text(f'### Per {what}')._add(detail) if len(r.detail) <= 30 else page.fold(f'Per {what}: {len(r.detail)} rows', detail)
+    return page.text(f'### Per {what}')._add(detail, table_md(readable(r.detail))) if len(r.detail) <= 30 else page.fold(f'Per {what}: {len(r.detail)} rows', detail)
 
-# %% ../nbs/31_pages.ipynb #fdd8e849
+# %% ../nbs/31_pages.ipynb #5350501e
 def write_report(
     result:Result,
     folder,       # Where; made if need be
     title,        # Of the page
     text='',      # Markdown under the title: what was done
     record=None,  # Of the run; made now when absent
+    sections=(),  # More of the page: (title, parts), see `Page.section`
 ) -> Path:
-    "Write report.html, metrics.json and run.json into `folder`"
+    "Write report.html, report.md with its pictures, metrics.json and run.json into `folder`"
     folder, record = Path(folder), record or run_record()
     seed = '' if record['seed'] is None else f" · seed {record['seed']}"
-    page = add_result(Page(title, f"{record['time'][:10]} · {record['device']}{seed}").text(text), result).record(record)
+    page = add_result(Page(title, f"{record['time'][:10]} · {record['device']}{seed}").text(text), result)
+    for o in sections: page.section(*o)
     save_json(result.to_dict(), folder/'metrics.json'); save_json(record, folder/'run.json')
+    page.record(record).save(folder/'report.md')
     return page.save(folder/'report.html')
 
 # %% ../nbs/31_pages.ipynb #0794b668
