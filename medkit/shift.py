@@ -225,13 +225,14 @@ def plot_robustness(
     fig.supxlabel('severity', fontsize=9, color=MUTED); fig.supylabel(r.metric, fontsize=9, color=INK)
     return fig
 
-# %% ../nbs/57_shift.ipynb #66f4aec8
-def robust_pictures(learn, dl, kinds, severities, metric, seed) -> Robustness:
+# %% ../nbs/57_shift.ipynb #262fc444
+def robust_pictures(learn, dl, kinds, severities, metric, n, seed) -> Robustness:
     "`robustness` of a learner of `image_dls`"
     s, dls = learn.dls.set, learn.dls
     split = {id(l): k for l, k in zip(dls.loaders, ('train', 'val', 'test'))}.get(id(dl))
     if split is None: raise MedkitError('robustness changes the pictures of a split: give dls.valid or dls.test')
     s = s.part(split)
+    s = s.part(np.sort(np.random.default_rng(seed).permutation(len(s))[:n]))
     flat = form_of(s.images) != 'volume'
     kinds = [choose(k, PICTURES if flat else VOLUME_LEVELS, 'corruption') for k in kinds or [k for k in (PICTURES if flat else VOLUME_LEVELS) if k != 'stain' or form_of(s.images) == 'colour']]
     def changed(k, sev):
@@ -240,25 +241,26 @@ def robust_pictures(learn, dl, kinds, severities, metric, seed) -> Robustness:
     truth = answers_of(learn, loader_for(dls, s))[1]
     return sum_up(lambda k, sev: answers_of(learn, loader_for(dls, replace(s, images=changed(k, sev))))[0], truth, measure_of(learn, metric), kinds, severities, seed)
 
-def robust_masks(learn, dl, kinds, severities, seed) -> Robustness:
+def robust_masks(learn, dl, kinds, severities, n, seed) -> Robustness:
     "`robustness` of a learner of `segmenter`"
-    cases, kinds = list(dl.dataset.items), [choose(k, VOLUME_LEVELS, 'corruption of volumes') for k in kinds or VOLUME_LEVELS]
+    cases, kinds = list(dl.dataset.items)[:n], [choose(k, VOLUME_LEVELS, 'corruption of volumes') for k in kinds or VOLUME_LEVELS]
     def run(k, sev): return masks_under(learn, cases, lambda x, sp: corrupt_volume(x, k, sev, sp, seed))
     return sum_up(run, None, Measure('Dice', lambda a, t: a), kinds, severities, seed)
 
-# %% ../nbs/57_shift.ipynb #4c5704bc
+# %% ../nbs/57_shift.ipynb #f36cdbab
 def robustness(
     learn,              # A `classifier` or a `segmenter`, trained
     dl=None,            # Loader to judge on; the test set, else the validation set
     kinds=None,         # Names of `PICTURES` or `VOLUME_LEVELS`; all that fit unless told
     severities=(1, 2, 3, 4, 5),
     metric=None,        # Of classes: a name of `evaluate.CLASS_METRICS`; balanced accuracy unless told
+    n=None,             # At most so many pictures, drawn with `seed`, or the first so many cases
     seed=0,             # Of the corruptions and of the resampling
 ) -> Robustness:
     "The metric at each severity of each corruption, with intervals, their mean and the worst case (after Hendrycks & Dietterich, 2019)"
     dl = dl or learn.dls[min(2, len(learn.dls.loaders)-1)]
     if not severities or set(severities) - set(range(1, 6)): raise MedkitError(f'severities={severities!r}: give some of 1 to 5')
-    return robust_masks(learn, dl, kinds, severities, seed) if hasattr(learn.dls, 'plan') else robust_pictures(learn, dl, kinds, severities, metric, seed)
+    return robust_masks(learn, dl, kinds, severities, n, seed) if hasattr(learn.dls, 'plan') else robust_pictures(learn, dl, kinds, severities, metric, n, seed)
 
 # %% ../nbs/57_shift.ipynb #5bb5cdb5
 def unpaired(
