@@ -8,10 +8,10 @@ __all__ = ['SPLIT_COLORS', 'AT_MOST', 'RULE', 'MEASURED', 'RED', 'BINS', 'HU', '
            'picture_table', 'thinned', 'picture', 'greys', 'coarse', 'mixed', 'ridge', 'height', 'plot_ridges',
            'plot_counts', 'thumb', 'strip', 'some_of', 'plot_montage', 'some', 'file_notes', 'class_notes', 'span',
            'picture_facts', 'how_many', 'look_at', 'picture_figures', 'plot_numbers', 'explore_images', 'volume_header',
-           'volume_table', 'outliers', 'odd_ones', 'name_points', 'scatter', 'plot_sizes', 'draw_plane', 'label_legend',
-           'plot_planes', 'read_case', 'plot_cases', 'scale_of', 'voxel_row', 'in_budget', 'read_voxels',
-           'volume_notes', 'label_counts', 'volume_facts', 'volume_figures', 'label_figures', 'explore_volumes',
-           'absent', 'located', 'loose_volumes', 'opened', 'explore']
+           'volume_table', 'outliers', 'stands_out', 'several_kinds', 'odd_ones', 'name_points', 'scatter',
+           'plot_sizes', 'draw_plane', 'label_legend', 'plot_planes', 'read_case', 'plot_cases', 'scale_of',
+           'voxel_row', 'in_budget', 'read_voxels', 'volume_notes', 'label_counts', 'volume_facts', 'volume_figures',
+           'label_figures', 'explore_volumes', 'absent', 'located', 'loose_volumes', 'opened', 'explore']
 
 # %% ../nbs/50_explore.ipynb #cff633cd
 import contextlib, io, math, os, textwrap, zipfile
@@ -223,7 +223,7 @@ def plot_ridges(
     fig.supxlabel(xlabel, fontsize=9, color=MUTED)
     return fig
 
-# %% ../nbs/50_explore.ipynb #4d5e6d83
+# %% ../nbs/50_explore.ipynb #860db121
 SPLIT_COLORS = dict(train=TRAIN, val='#6aaed6', test=VALID)
 
 def plot_counts(
@@ -236,8 +236,8 @@ def plot_counts(
     fig = Figure(figsize=(9, 1+.3*len(counts)), layout='constrained')
     ax = tidy(fig.subplots()); ax.grid(axis='y', visible=False)
     for k in counts:
-        ax.barh(range(len(counts)), counts[k], left=left, color=SPLIT_COLORS.get(k, TRAIN), height=.7, label=k); left = left+counts[k].to_numpy()
-    for i,n in enumerate(total): ax.text(n, i, f' {n:,.5g}  ({n/max(total.sum(), 1e-12):.1%})', va='center', fontsize=8.5, color=INK, bbox=dict(facecolor='white', edgecolor='none', pad=.5), zorder=3)
+        ax.barh(range(len(counts)), counts[k], left=left, color=SPLIT_COLORS.get(k, TRAIN), height=.7, label=k if len(counts.columns) > 1 else None); left = left+counts[k].to_numpy()
+    for i,n in enumerate(total): ax.text(n, i, f' {n:.1f} %' if unit[0] == '%' else f' {n:,}  ({n/max(total.sum(), 1):.1%})', va='center', fontsize=8.5, color=INK, bbox=dict(facecolor='white', edgecolor='none', pad=.5), zorder=3)
     if equal: ax.axvline(total.sum()/len(total), color='#d1495b', linestyle='--', linewidth=1.3, label=f'equal classes (1/{len(total)} each)')
     ax.set_yticks(range(len(counts)), [textwrap.shorten(str(n), 44, placeholder=' …') for n in counts.index]); ax.tick_params(axis='y', labelcolor=INK)
     ax.set_ylim(len(counts)-.4, -.6); ax.set_xlim(0, 1.18*max(total.max(), 1e-12)); ax.set_xlabel(unit, fontsize=9, color=MUTED)
@@ -406,18 +406,28 @@ def outliers(
     off = np.abs(x - np.median(x[ok]))
     return ok & (off > np.maximum(3.5*1.4826*np.median(off[ok]), math.log(1.1)))
 
-# %% ../nbs/50_explore.ipynb #d048c3a4
+# %% ../nbs/50_explore.ipynb #4b59070e
 MEASURED = {**{f'{k} spacing': f'spacing in {k} (mm)' for k in 'xyz'}, **{f'{k} mm': f'size in {k} (mm)' for k in 'xyz'}, 'p99.5': 'brightness (99.5 % quantile)'}
 
+def stands_out(df, col) -> np.ndarray: # bool (n,)
+    "`outliers` of a column, as long as they are few: where over a tenth (and over 5) are far from the median, there are several kinds of cases"
+    far = outliers(df[col])
+    return far if far.sum() <= max(5, len(df)/10) else np.zeros(len(df), bool)
+
+def several_kinds(df) -> list:
+    "A sentence for each measured column in which too many are far from the median to be called outliers"
+    def one(c): return f'There are several kinds of cases by {MEASURED[c]}: {outliers(df[c]).sum()} of {len(df)} are far from the median, and it runs from {df[c].min():.4g} to {df[c].max():.4g}.'
+    return [one(c) + ' Normalise each case by its own values.'*(c == 'p99.5') for c in MEASURED if c in df and outliers(df[c]).any() and not stands_out(df, c).any()]
+
 def odd_ones(df) -> dict:
-    "{case: what is odd about it}, by `outliers` of each measured column"
+    "{case: what is odd about it}, by each measured column"
     out = {}
     for c,what in MEASURED.items():
         if c in df:
-            for i in np.flatnonzero(outliers(df[c])): out.setdefault(df['item'].iloc[i], []).append(f'{what} is {df[c].iloc[i]:.4g}, the median {df[c].median():.4g}')
+            for i in np.flatnonzero(stands_out(df, c)): out.setdefault(df['item'].iloc[i], []).append(f'{what} is {df[c].iloc[i]:.4g}, the median {df[c].median():.4g}')
     return {k: '; '.join(v) for k,v in out.items()}
 
-# %% ../nbs/50_explore.ipynb #b10352f9
+# %% ../nbs/50_explore.ipynb #7360a260
 RED = '#c2334d'
 
 def name_points(ax, x, y, names, most=5):
@@ -425,8 +435,9 @@ def name_points(ax, x, y, names, most=5):
     (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
     at, step = y0, .07*(y1-y0)
     for i in np.argsort(y)[:most]:
-        at, right = max(y[i], at+step), x[i] < (x0+x1)/2
-        ax.text(x[i] + (.025 if right else -.025)*(x1-x0), at, names[i], fontsize=7.5, color=RED, va='center', ha='left' if right else 'right')
+        at, right = max(y[i], at+step), x[i] > (x0+x1)/2                       # outwards, where the cloud is not
+        ax.annotate(names[i], (x[i], y[i]), (8 if right else -8, (at-y[i])/(y1-y0)*ax.bbox.height*72/ax.figure.dpi), textcoords='offset points', fontsize=7.5, color=RED,
+                    va='center', ha='left' if right else 'right', bbox=dict(facecolor='white', edgecolor='none', alpha=.75, pad=.3))
     if len(names) > most: ax.text(.99, .98, f'and {len(names)-most} more in red', transform=ax.transAxes, fontsize=7.5, color=RED, ha='right', va='top')
 
 def scatter(ax, df, a, b, title, odd):
@@ -434,12 +445,13 @@ def scatter(ax, df, a, b, title, odd):
     for m, color in ((~odd, VALID), (odd, RED)):
         g = df[m].groupby([a, b]).size().reset_index(name='n')
         tidy(ax, title).scatter(g[a], g[b], s=16+14*np.sqrt(g.n-1), color=color, alpha=.6, linewidth=0)
-    ax.margins(.15); ax.xaxis.set_major_locator(MaxNLocator(5)); ax.yaxis.set_major_locator(MaxNLocator(5))
+    ax.margins(.35 if odd.any() else .12, .12)
+    if ax.get_xscale() == 'linear': ax.xaxis.set_major_locator(MaxNLocator(5)); ax.yaxis.set_major_locator(MaxNLocator(5))
     ax.set_xlabel(a, fontsize=9, color=MUTED); ax.set_ylabel(b, fontsize=9, color=MUTED)
     ok = odd & df[[a, b]].notna().all(axis=1)
     name_points(ax, df[a][ok].to_numpy(), df[b][ok].to_numpy(), df['item'][ok].tolist())
 
-# %% ../nbs/50_explore.ipynb #42c62f58
+# %% ../nbs/50_explore.ipynb #109fb896
 def plot_sizes(
     df, # Of `volume_table`
 ) -> Figure:
@@ -447,13 +459,15 @@ def plot_sizes(
     sp, bright = df[[f'{k} spacing' for k in 'xyz']], 'p99.5' in df and 'median' in df and (df['p99.5'] > 0).any()
     df = df.assign(**{'finest spacing (mm)': sp.min(axis=1), 'coarsest spacing (mm)': sp.max(axis=1)})
     fig = Figure(figsize=(9, 6.2), layout='constrained'); axs = fig.subplots(2, 2)
-    def odd(*cols): return pd.Series(np.any([outliers(df[c]) for c in cols], 0), df.index)
+    def odd(*cols): return pd.Series(np.any([stands_out(df, c) for c in cols], 0), df.index)
     scatter(axs[0,0], df, 'finest spacing (mm)', 'coarsest spacing (mm)', 'Spacing: on the line, voxels are cubes', odd(*(f'{k} spacing' for k in 'xyz')))
-    top = df['coarsest spacing (mm)'].max(); axs[0,0].axline((0, 0), slope=1, color='#9aa5b1', linewidth=1, linestyle=':')
+    axs[0,0].autoscale(False); axs[0,0].axline((1, 1), slope=1, color='#9aa5b1', linewidth=1, linestyle=':')
     scatter(axs[0,1], df, 'x mm', 'y mm', 'Size: left to right, back to front', odd('x mm','y mm'))
     scatter(axs[1,0], df, 'x mm', 'z mm', 'Size: left to right, below to above', odd('x mm','z mm'))
-    if bright: scatter(axs[1,1], df, 'median', 'p99.5', 'Values of each case: median, and 99.5 % quantile', odd('p99.5'))
-    else: axs[1,1].set_visible(False)
+    if not bright: axs[1,1].set_visible(False); return fig
+    wide = (df[['low','p99.5']].min().min() >= 0) and (df['median'].min() > 0) and df['p99.5'].max() > 50*df['p99.5'].min()
+    if wide: axs[1,1].set(xscale='log', yscale='log')
+    scatter(axs[1,1], df, 'median', 'p99.5', 'Values of each case: median, and 99.5 % quantile', odd('p99.5'))
     return fig
 
 # %% ../nbs/50_explore.ipynb #dd8b063c
@@ -520,8 +534,8 @@ def plot_cases(
     scale_bar(axs[0], w); label_legend(fig, labels)
     return fig
 
-# %% ../nbs/50_explore.ipynb #9b78cce2
-BINS, HU = 64, (-1050, 1500)  # bars of a histogram; what of CT they span
+# %% ../nbs/50_explore.ipynb #1235ff5e
+BINS, HU = 32, (-1050, 1500)  # bars of a histogram; what of CT they span
 
 def scale_of(x, vs) -> tuple:
     "Lowest and highest value of a case's histogram: fixed in CT, else its 0.5 and 99.5 % quantiles"
@@ -560,7 +574,7 @@ def read_voxels(vs, df, seed=0) -> tuple: # The table with what was found, [(spl
     good = {i: g for i,g in got.items() if not isinstance(g, str)}
     return df, [(df.split[i], g[1]) for i,g in good.items()], [g[2] for g in good.values()]
 
-# %% ../nbs/50_explore.ipynb #5cb7e4e0
+# %% ../nbs/50_explore.ipynb #b688d6dd
 def volume_notes(df, vs, n_read) -> list:
     "What is odd about a table of cases"
     bad = df[df.problem.notna()] if 'problem' in df else df[:0]
@@ -569,6 +583,7 @@ def volume_notes(df, vs, n_read) -> list:
     thick = int((sp.max(axis=1) > 3*sp.min(axis=1)).sum()) if len(sp) else 0
     return ([f'{len(bad)} of {len(df)} cases have a problem. ' + ' '.join(f'{r["item"]}: {r["problem"]}.' for r in bad.head(5).to_dict('records'))]*bool(len(bad))
             + [f'{len(odd)} of {len(df)} cases stand out. ' + ' '.join(f'{k}: {w}.' for k,w in list(odd.items())[:5]) + f' The other {len(odd)-5} are red in the figure.'*(len(odd) > 5)]*bool(odd)
+            + several_kinds(df)
             + [f'The files are turned in {len(codes)} ways ({", ".join(f"{k} {n}" for k,n in codes.items())}); everything here is shown in RAS order.']*(len(codes) > 1)
             + [f'{thick} cases have slices more than 3 times as thick as their pixels are wide: plan the spacing with care.']*bool(thick)
             + [f'Headers are of all {len(df)} cases; voxels of {n_read} of them, drawn by chance, were read.']*(n_read < len(df) - len(bad)))
@@ -669,7 +684,7 @@ def opened(source, frame, seed, how) -> tuple: # `ImageSet` or `VolumeSet`, {cas
     with contextlib.redirect_stdout(io.StringIO()) as said: s = open_images(source, seed=seed, **how)
     return s, None, said.getvalue().splitlines()
 
-# %% ../nbs/50_explore.ipynb #776e6ba1
+# %% ../nbs/50_explore.ipynb #6698bea8
 def explore(
     source,     # Name of `catalog()`, folder, .npz, .csv, .tm, arrays, `ImageSet`, `VolumeSet`, or loaders of `image_dls` and `volume_dls`
     frame=None, # Of 4D volumes: the index of a frame, or 'channels'
@@ -682,6 +697,6 @@ def explore(
         e, source = located(source)
         if source is None: return absent(e)
     s, split, said = opened(source, frame, seed, how)
+    said = [f'{line[:1].upper()}{line[1:]}.' for line in (line.removeprefix(f'{s.name}: ') for line in said)]
     if e: s = replace(s, name=e.name)
-    said = [f'{line[0].upper()}{line[1:]}.' for line in said]
     return explore_volumes(s, split, said, seed) if isinstance(s, VolumeSet) else explore_images(s, said, seed)
