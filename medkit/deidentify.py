@@ -155,7 +155,7 @@ def rule(
     if vr in ('DA', 'DT', 'TM') and tag.group != 0x10: return 'date'
     return 'U' if vr == 'UI' else annex_e().get((tag.group, tag.element)) or FREE.get(vr, 'keep')
 
-# %% ../nbs/26_deidentify.ipynb #c37ec498
+# %% ../nbs/26_deidentify.ipynb #4b89ef46
 class Pseudonyms:
     "New UIDs, a code for each patient and the days its dates move, all from one secret"
     def __init__(self, secret=None):
@@ -163,14 +163,15 @@ class Pseudonyms:
         self.key = secrets.token_bytes(32) if secret is None else secret.encode() if isinstance(secret, str) else bytes(secret)
     def digest(self, kind, text): return hmac.new(self.key, f'{kind}|{text}'.encode(), hashlib.sha256).digest()
     def uid(self, old): return old if old.startswith('1.2.840.10008.') or not old else f"2.25.{uuid.UUID(bytes=self.digest('uid', old)[:16], version=4).int}"  # 1.2.840.10008 is DICOM's own
-    def code(self, patient): return f"P-{self.digest('patient', patient).hex()[:10]}"
+    def letters(self, kind, text, n): return ''.join('bcdfghjkmnpqrstvwxyz'[b % 20] for b in self.digest(kind, text)[:n])  # no vowels, no words; no digits, no dates
+    def code(self, patient): return f"P-{self.letters('patient', patient, 10)}"
     def days(self, patient): return -365 - int.from_bytes(self.digest('days', patient)[:4], 'big') % 3650  # one to eleven years back
 
-# %% ../nbs/26_deidentify.ipynb #a43e5672
+# %% ../nbs/26_deidentify.ipynb #79037666
 def patient_key(ds) -> str:
     "What tells patients apart; files of one patient give the same text"
     def get(*ks): return '|'.join(str(ds.get(k, '') or '').strip().lower() for k in ks)
-    if get('PatientID'): return get('PatientID', 'IssuerOfPatientID')
+    if get('PatientID'): return get('PatientID')
     return get('PatientName', 'PatientBirthDate') if get('PatientName') else get('StudyInstanceUID')
 
 # %% ../nbs/26_deidentify.ipynb #70f51e27
@@ -280,12 +281,12 @@ def about(ds) -> dict:
     return dict(screenshot=ds.get('BurnedInAnnotation') == 'YES' or 'Secondary Capture' in ds.SOPClassUID.name or kind in ('US', 'SC', 'OT'),
                 face=kind in ('CT', 'MR', 'PT') and (not body or any(o in body.upper() for o in ('HEAD', 'BRAIN', 'FACE', 'SKULL', 'NECK'))))
 
-# %% ../nbs/26_deidentify.ipynb #43a1cf7d
+# %% ../nbs/26_deidentify.ipynb #424e0471
 def new_name(ds, names) -> str:
     "Where a cleaned data set is written: patient / series / number and a part of the new UID"
     try: n = int(ds.get('InstanceNumber') or 0)
     except (TypeError, ValueError): n = 0
-    return f"{ds.get('PatientID') or names.code('')}/S-{names.digest('series', str(ds.get('SeriesInstanceUID')))[:4].hex()}/{n:04d}-{names.digest('file', ds.SOPInstanceUID)[:4].hex()}.dcm"
+    return f"{ds.get('PatientID') or names.code('')}/S-{names.letters('series', str(ds.get('SeriesInstanceUID')), 8)}/{n:04d}-{names.letters('file', ds.SOPInstanceUID, 8)}.dcm"
 
 def clean_file(path, part, names) -> dict:
     "De-identify one file into the folder `part`; what was done, or why it was refused"
