@@ -10,9 +10,10 @@ __all__ = ['LPS', 'CLASSES', 'LARGEST', 'ARCHIVES', 'PROGRAMS', 'BROKEN', 'PIXEL
            'orientation_words', 'series_words', 'series_affine', 'decode', 'values', 'repeats', 'why_no_volume',
            'series_image', 'out_of_order', 'geometry_findings', 'order_finding', 'value_findings', 'file_findings',
            'mix_findings', 'DicomFolder', 'dicom_files', 'open_dicom', 'dicom_table', 'check_dicom', 'one_series',
-           'dicom_to_nifti']
+           'dicom_to_nifti', 'turned', 'tilted', 'greys', 'picture', 'show_series', 'side_lines', 'show_positions',
+           'code_of', 'segment_of', 'mask_of', 'source_frames', 'write_seg', 'read_seg']
 
-# %% ../nbs/25_dicom.ipynb #069aad1d
+# %% ../nbs/25_dicom.ipynb #660e8005
 import contextlib, nibabel as nib, numpy as np, pandas as pd, pydicom, struct, warnings, zlib
 from collections import Counter
 from dataclasses import dataclass, field as default
@@ -20,10 +21,12 @@ from pathlib import Path
 from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, get_decoder, pixel_array
 from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from scipy.spatial.transform import Rotation
 from .core import MedkitError, atomic, choose, watched
 from .findings import Finding, Findings
 from .hounsfield import window
 from .phantom import field, grid, paint
+from .volumes import load_nifti, same_grid
 
 # %% ../nbs/25_dicom.ipynb #4b5a7718
 LPS = np.diag([-1., -1, 1, 1])  # from DICOM's axes (left, posterior, superior) to NIfTI's (right, anterior, superior), and back
@@ -435,20 +438,20 @@ def value_findings(series) -> list:
     elif s['colours'] != 'MONOCHROME2': add('colour', 'note', f'{who}: its pictures are in colour.', 'picture shows it as RGB; no volume is made.')
     return found
 
-# %% ../nbs/25_dicom.ipynb #77c19496
+# %% ../nbs/25_dicom.ipynb #fdc7d4da
 FAULTS = {   # name: severity, what is wrong with the files, what to do
-    'unreadable': ('error', 'broken, cut off, or without the tags that every DICOM object has', 'Export them again.'),
-    'truncated': ('error', 'shorter than their header says', 'Copy or export them again.'),
-    'bomb': ('error', f'would unpack to more than {LARGEST >> 20} MB', 'Do not open them; ask where they come from.'),
+    'unreadable': ('error', 'broken, cut off, or without the tags that every DICOM object has', 'Export again.'),
+    'truncated': ('error', 'shorter than the header says', 'Copy or export again.'),
+    'bomb': ('error', f'would unpack to more than {LARGEST >> 20} MB', 'Do not open it; ask where it comes from.'),
     'archive in disguise': ('error', 'an archive under another name', 'If you trust where it comes from, unpack it in a folder of its own.'),
     'program in the preamble': ('warning', 'DICOM that begins as a program or an archive does', 'Never start or unpack it; the picture itself was read.'),
     'no decoder': ('error', 'compressed in a way for which no decoder is installed', 'pip install "medkit[dicom]".'),
     'wrong VR': ('warning', "values of another kind than the standard's", 'These tags are not trusted; export again.'),
-    'not DICOM': ('warning', 'no DICOM', 'Keep them in another folder.'),
-    'no preamble': ('note', 'DICOM without the mark at byte 128', 'Nothing: they were read. Other programs may refuse them.'),
+    'not DICOM': ('warning', 'no DICOM', 'Keep other files elsewhere.'),
+    'no preamble': ('note', 'DICOM without the mark at byte 128', 'Nothing: it was read. Other programs may refuse it.'),
     'same file twice': ('warning', 'a copy of an object that is in the folder already', 'One of each is used; remove the other.'),
     'segmentation': ('note', 'a mask and no image', 'read_seg reads it.'),
-    'no picture': ('note', 'DICOM without pixels: an index, a report, a plan, a header alone', 'Leave them out of a set of images.')}
+    'no picture': ('note', 'DICOM without pixels: an index, a report, a plan, a header alone', 'Leave it out of a set of images.')}
 
 def file_findings(
     bad, # {name of a fault: files}
@@ -504,7 +507,7 @@ class _Reader:
         elif not {'no picture', 'unreadable', 'bomb', 'truncated'} & set(faults): self.slices += slices_of(ds, name, odd)
         self.seen.add(ds.get('SOPInstanceUID'))
 
-# %% ../nbs/25_dicom.ipynb #349c3695
+# %% ../nbs/25_dicom.ipynb #3852299f
 def dicom_files(folder) -> tuple:
     "(folder, its files and those below it, hidden ones left out) of a folder or of one file"
     folder = Path(folder)
@@ -525,7 +528,7 @@ def open_dicom(
     for row in r.rows: row['series'], row['position, mm'] = of.get(row['file'], (None, None))
     table = pd.DataFrame(r.rows, columns=['file', 'series', 'position, mm', *HEADS.values(), 'storage']).astype({'series': 'Int64', 'position, mm': float})
     found = file_findings(r.bad) + mix_findings(series) + [f for s in series for f in value_findings(s) + (geometry_findings(s) + order_finding(s) if s.placed else [])]
-    return DicomFolder(base, table.sort_values(['series', 'position, mm', 'file'], ignore_index=True).dropna(axis=1, how='all'), series, Findings(found, 'The folder'))
+    return DicomFolder(base, table.sort_values(['series', 'position, mm', 'file'], ignore_index=True).dropna(axis=1, how='all').convert_dtypes(convert_string=False), series, Findings(found, 'The folder'))
 
 def dicom_table(folder) -> pd.DataFrame:
     "One row a DICOM file, tags in words, sorted by series and position"
@@ -557,3 +560,181 @@ def dicom_to_nifti(
     img = series_image(one_series(source))
     with atomic(path) as f: nib.save(img, f)
     return path
+
+# %% ../nbs/25_dicom.ipynb #7a2e1847
+def turned(
+    affine,
+    degrees, # About x, y and z
+) -> np.ndarray:
+    "The affine of the same voxels, turned about the origin"
+    out = affine.copy(); out[:3] = Rotation.from_euler('xyz', degrees, degrees=True).as_matrix() @ affine[:3]
+    return out
+
+# %% ../nbs/25_dicom.ipynb #8423f0a8
+def tilted(
+    affine,
+    degrees, # The gantry's tilt: the slices turn about the patient's left-right axis, the table's steps stay
+) -> np.ndarray:
+    "The sheared affine of a scan with a tilted gantry"
+    return np.hstack([turned(affine, (degrees, 0, 0))[:, :2], affine[:, 2:]])
+
+# %% ../nbs/25_dicom.ipynb #5b92634d
+def greys(x, ds) -> np.ndarray:
+    "uint8 by the file's own window or table, or from the lowest to the highest number"
+    if 'VOILUTSequence' in ds: x = apply_voi_lut(np.rint(x).astype(np.int32), ds, prefer_lut=True).astype(np.float32); c = w = None
+    else: c, w = (np.atleast_1d(o)[0] if o is not None else None for o in (tag(ds, k) for k in ('WindowCenter', 'WindowWidth')))
+    if w is None or not float(w) > 0: c, w = (float(x.max()) + float(x.min()))/2, max(float(np.ptp(x)), 1e-6)
+    return window(x, float(c), float(w))
+
+def picture(
+    path,
+    level=None, # A window by name or its middle, as for `window`; None takes the file's own
+    width=None,
+    frame=None, # Of a file with several
+) -> np.ndarray: # uint8, (rows,columns) or (rows,columns,3)
+    "A file as a viewer shows it: window, palette and MONOCHROME1 applied (PS3.3 C.7.6.3.1.2, C.11.2)"
+    if header(path)[0] is None: raise MedkitError(f'{Path(path).name} cannot be read: check_dicom(folder) tells why')
+    ds, x = decode(path, frame); colours = pydicom.dcmread(path, stop_before_pixels=True, force=True).PhotometricInterpretation
+    with quietly():
+        if colours == 'PALETTE COLOR': x = apply_color_lut(x, ds)
+        if x.shape[-1] == 3 and not colours.startswith('MONO'): return (x >> 8 if x.dtype == np.uint16 else x).astype(np.uint8)
+        if x.ndim != 2: raise MedkitError(f'{Path(path).name} has {len(x)} frames: say which, as frame=0')
+        x = apply_modality_lut(x, ds)
+        g = greys(x, ds) if level is None else window(x, level, width)
+    return 255 - g if colours == 'MONOCHROME1' else g
+
+# %% ../nbs/25_dicom.ipynb #8b412752
+def show_series(
+    series,
+    n=12,       # Slices, evenly over the series
+    level=None, # As for `picture`
+    width=None,
+):
+    "A montage of a series from its first position to its last, with the positions in mm"
+    import matplotlib.pyplot as plt
+    some = np.unique(np.linspace(0, len(series) - 1, min(n, len(series))).round().astype(int)); cols = min(6, len(some)); rows = -(-len(some)//cols)
+    fig, axs = plt.subplots(rows, cols, figsize=(1.6*cols, 1.75*rows), layout='constrained', squeeze=False)
+    for ax in axs.flat: ax.axis('off')
+    for ax, i in zip(axs.flat, some):
+        s = series.slices[i]; ax.set_title(f'{series.positions[i]:.1f} mm' if series.placed else f'{i}', fontsize=8)
+        ax.imshow(picture(series.folder/s['file'], level, width, s['frame']), cmap='gray', vmin=0, vmax=255, aspect=s['mm'][0]/s['mm'][1] if s['mm'] else 1)
+    return fig
+
+# %% ../nbs/25_dicom.ipynb #81c9cf70
+def side_lines(series, a, b) -> np.ndarray:
+    "(slices, 2 ends, 2): where the middle line of each slice lies in the plane of the patient's axes `a` and `b`, mm"
+    s = series.slices[0]; ends = [np.outer((0, n), d*m) for n, d, m in zip((s['columns'], s['rows']), series.turn, s['mm'][::-1])]
+    long = max(ends, key=lambda e: np.linalg.norm((e[1] - e[0])[[a, b]])); mid = sum(e[1]/2 for e in ends if e is not long)
+    return (series.at[:, None] + mid + long)[..., [a, b]]
+
+def show_positions(series):
+    "Every slice of one or several series as a line: from the patient's left, and from the front"
+    import matplotlib.pyplot as plt
+    fig, axs = plt.subplots(1, 2, figsize=(7, 3.2), layout='constrained')
+    for ax, (a, b), (left, right) in zip(axs, ((1, 2), (0, 2)), (('front', 'back'), ('right', 'left'))):
+        for k, s in enumerate(o for o in series if o.placed):
+            for i, line in enumerate(side_lines(s, a, b)): ax.plot(*line.T, color=plt.cm.tab10(k % 10), lw=.8, label=f'series {s.number}' if not i else None)
+        ax.set_aspect('equal', 'datalim'); ax.set_xlabel(f'{left} to {right}, mm', fontsize=8); ax.set_ylabel('up, mm', fontsize=8); ax.tick_params(labelsize=7)
+    axs[0].legend(fontsize=7, loc='upper right')
+    return fig
+
+# %% ../nbs/25_dicom.ipynb #9d3eb346
+def _highdicom():
+    try: import highdicom
+    except ImportError: raise MedkitError('Masks are written to DICOM by highdicom, which is not installed: pip install "medkit[dicom]"') from None
+    return highdicom
+
+def code_of(name) -> tuple:
+    "(category, type) of a label as SNOMED CT codes, from the English names that pydicom knows; tissue where it knows none"
+    from pydicom.sr.codedict import codes
+    word = ''.join(w.capitalize() for w in str(name).replace('_', ' ').split())
+    if word in codes.cid7159.dir(): return codes.SCT.MorphologicallyAbnormalStructure, getattr(codes.SCT, word)
+    known = word in codes.SCT.dir(word)
+    return codes.SCT.AnatomicalStructure if known else codes.SCT.Tissue, getattr(codes.SCT, word) if known else codes.SCT.Tissue
+
+# %% ../nbs/25_dicom.ipynb #47884b41
+def segment_of(
+    hd,     # highdicom
+    number, # From 1
+    name,   # The label's name, free text
+    code,   # The name of its code, as 'Hemorrhage'
+    colour, # Red, green, blue, 0 to 1
+    by,     # Who drew it: the name of a program, or None for a person
+):
+    "What a viewer is told of one label (PS3.3 C.8.20.4)"
+    from pydicom.sr.codedict import codes
+    from skimage.color import rgb2lab
+    category, kind = code_of(code)
+    how = hd.AlgorithmIdentificationSequence(by, codes.DCM.ArtificialIntelligence, '1') if by else None
+    out = hd.seg.SegmentDescription(number, str(name)[:64], category, kind, 'AUTOMATIC' if by else 'MANUAL', how)
+    l, a, b = rgb2lab(np.float64(colour).reshape(1, 1, 3))[0, 0]
+    out.RecommendedDisplayCIELabValue = [round(l*65535/100), round((a + 128)*65535/255), round((b + 128)*65535/255)]  # PS3.3 C.10.7.1.1
+    return out
+
+# %% ../nbs/25_dicom.ipynb #858fc0c9
+def mask_of(mask, series, labels) -> np.ndarray:
+    "The mask as an array (columns, rows, slices) uint8 on the grid of the series, or one sentence that says why it does not fit"
+    keep = steps(series).keep; shape = (series.slices[0]['columns'], series.slices[0]['rows'], len(keep))
+    if isinstance(mask, (str, Path)): mask = load_nifti(mask)
+    if hasattr(mask, 'affine'):
+        if diff := same_grid(nib.Nifti1Image(np.zeros(shape, np.uint8), series_affine(series)), mask): raise MedkitError(f'The mask is not on the grid of {series!r} ({diff}): draw it on that series, or resample it')
+        mask = mask.dataobj
+    mask = np.asarray(mask)
+    if mask.shape != shape: raise MedkitError(f'The mask has the shape {mask.shape}, and {series!r} has {shape}: columns, rows, slices are wanted')
+    if sorted(labels) != list(range(1, len(labels) + 1)): raise MedkitError(f'The labels are {sorted(labels)}: number them 1, 2 ... without a gap; 0 is the background')
+    if unknown := sorted(set(np.unique(mask).tolist()) - {0, *labels}): raise MedkitError(f'The mask holds {unknown[:5]}, which labels does not name: give each a name, as in {{1: "bleed"}}')
+    if not mask.any(): raise MedkitError('The mask is all background: there is nothing to write')
+    return mask.astype(np.uint8)
+
+# %% ../nbs/25_dicom.ipynb #3325ab91
+def source_frames(series) -> tuple:
+    "(headers of the files of a series, for each of their frames the slice that it is)"
+    keep = [series.slices[i] for i in steps(series).keep]
+    if keep[0]['frame'] is None: return [pydicom.dcmread(series.folder/s['file'], stop_before_pixels=True, force=True) for s in keep], list(range(len(keep)))
+    if len({s['file'] for s in keep}) > 1: raise MedkitError(f'{series!r} lies in several multi-frame files: a segmentation refers to one of them, take it alone')
+    ds = pydicom.dcmread(series.folder/keep[0]['file'], stop_before_pixels=True); at = {s['frame']: k for k, s in enumerate(keep)}
+    if len(at) != int(ds.NumberOfFrames): raise MedkitError(f'{series!r} is part of the frames of its file: a segmentation of all frames is wanted')
+    return [ds], [at[i] for i in range(len(at))]
+
+# %% ../nbs/25_dicom.ipynb #c951e50f
+def write_seg(
+    mask,         # A NIfTI image or file on the grid of the series, or an array (columns, rows, slices) of labels
+    source,       # The `Series` it was drawn on, or a folder or file that holds one
+    path,         # Ends in .dcm
+    labels,       # {1: 'bleed', ...}
+    codes=None,   # {1: 'Hemorrhage'}: the code's English name; where absent the label's name is looked up
+    colours=None, # {1: (1, 0, 0)}; where absent matplotlib's Set1, as in `show_planes`
+    by='medkit',  # The program that drew it; None for a person
+) -> Path:
+    "Write a mask as a DICOM segmentation object that refers to its series (PS3.3 A.51). The patient is named, as in the series"
+    import matplotlib.pyplot as plt
+    hd, series, path = _highdicom(), one_series(source), Path(path)
+    if path.exists() or not path.name.lower().endswith('.dcm'): raise MedkitError(f'{path} exists or does not end in .dcm: choose another name')
+    if why := why_no_volume(series): raise MedkitError(f'{series!r} is no volume, {why}: a mask cannot be placed in it')
+    y = mask_of(mask, series, labels); sources, order = source_frames(series); codes, colours = codes or {}, colours or {}
+    described = [segment_of(hd, n, labels[n], codes.get(n, labels[n]), colours.get(n, plt.cm.Set1((n - 1) % 9)[:3]), by) for n in sorted(labels)]
+    uid = lambda *what: generate_uid(entropy_srcs=['seg', sources[0].SOPInstanceUID, str(zlib.crc32(y.tobytes())), *map(str, labels.values()), *what])
+    number = (int(tag(sources[0], 'SeriesNumber', 1) or 0) + 1000)
+    try:
+        with quietly(): seg = hd.seg.Segmentation(sources, y.transpose(2, 1, 0)[order], 'BINARY', described, uid('series'), number, uid('object'), 1, 'medkit', 'medkit', '1', 'none')
+    except BROKEN as e: raise MedkitError(f'highdicom cannot write a segmentation of {series!r} ({type(e).__name__}): the series lacks a tag that it needs, such as a UID, a study date or a frame of reference') from None
+    with atomic(path) as f: seg.save_as(f)
+    return path
+
+# %% ../nbs/25_dicom.ipynb #e45e05c0
+def read_seg(
+    path,
+    source, # The `Series` that it refers to, or a folder or file that holds one
+) -> tuple:
+    "(mask as a NIfTI image on the grid of the series, {number: name}) of a DICOM segmentation object"
+    hd, series = _highdicom(), one_series(source); sources, order = source_frames(series)
+    try:
+        with quietly():
+            seg = hd.seg.segread(path); uids = [str(ds.SOPInstanceUID) for ds in sources]
+            if not {u for *_, u in seg.get_source_image_uids()} <= set(uids): raise MedkitError(f'{Path(path).name} was drawn on another series than {series!r}: name that one')
+            how = dict(combine_segments=True, assert_missing_frames_are_empty=True, ignore_spatial_locations=True, dtype=np.uint8)
+            y = seg.get_pixels_by_source_instance(uids, **how) if len(uids) > 1 or len(order) == 1 else seg.get_pixels_by_source_frame(uids[0], range(1, len(order) + 1), **how)
+            labels = {int(d.SegmentNumber): str(d.SegmentLabel) for d in seg.SegmentSequence}
+    except MedkitError: raise
+    except BROKEN as e: raise MedkitError(f'{Path(path).name} cannot be read as a segmentation ({type(e).__name__}): it is broken, its labels overlap, or it is another kind of object') from None
+    return nib.Nifti1Image(np.ascontiguousarray(y[np.argsort(order)].transpose(2, 1, 0)), series_affine(series)), labels

@@ -40,13 +40,13 @@ def window(
     level, width = level_and_width(level, width)
     return np.rint(np.clip((np.asarray(hu, np.float32) - level)/width + .5, 0, 1)*255).astype(np.uint8)
 
-# %% ../nbs/05_hounsfield.ipynb #466a422d
+# %% ../nbs/05_hounsfield.ipynb #2965cbc2
 def three_windows(
     hu,                                # Hounsfield units, any shape
-    names=('subdural', 'brain', 'bone'), # For red, green and blue: names of `WINDOWS`, or pairs of level and width
+    names=('brain', 'subdural', 'bone'), # For red, green and blue: names of `WINDOWS`, or pairs of level and width
 ):                                     # uint8, shape of `hu` and 3
     "Three windows as the three colours of one picture"
-    if isinstance(names, str) or len(names) != 3: raise MedkitError(f'three_windows wants three windows, one a colour, as in three_windows(hu, ("subdural", "brain", "bone")): {names!r} was given')
+    if isinstance(names, str) or len(names) != 3: raise MedkitError(f'three_windows wants three windows, one a colour, as in three_windows(hu, ("brain", "subdural", "bone")): {names!r} was given')
     return np.stack([window(hu, n) if isinstance(n, str) else window(hu, *n) for n in names], -1)
 
 # %% ../nbs/05_hounsfield.ipynb #2cab8fdb
