@@ -119,14 +119,15 @@ def draw(
     rows = np.sort(order[np.arange(len(s)) - np.repeat(np.cumsum(n)-n, n) < each])
     return rows, (n/np.minimum(n, each))[cell[rows]]
 
-# %% ../nbs/50_explore.ipynb #6fd8c53c
+# %% ../nbs/50_explore.ipynb #2e5948c9
 def header(
     f, # `Path`, or a place inside a zip
 ) -> dict:
     "Width, height and mode of a picture file as it stands upright, or its problem"
     try:
         with f.open('rb') as o, Image.open(o) as im:
-            w, h = im.size if im.getexif().get(274, 1) < 5 else im.size[::-1] # 274: orientation; from 5 on it lies on its side
+            turn = im.getexif().get(274, 1) if im.format in ('JPEG','MPO','TIFF','WEBP') else 1 # of a PNG it would read all pixels
+            w, h = im.size if turn < 5 else im.size[::-1]                                       # from 5 on the picture lies on its side
             return dict(width=w, height=h, mode=im.mode)
     except BROKEN: return dict(problem='cannot be read as a picture')
 
@@ -223,7 +224,7 @@ def plot_ridges(
     fig.supxlabel(xlabel, fontsize=9, color=MUTED)
     return fig
 
-# %% ../nbs/50_explore.ipynb #860db121
+# %% ../nbs/50_explore.ipynb #c23412b7
 SPLIT_COLORS = dict(train=TRAIN, val='#6aaed6', test=VALID)
 
 def plot_counts(
@@ -232,7 +233,7 @@ def plot_counts(
     equal=True,          # Draw the 1/n line
 ) -> Figure:
     "Bars of each class, its splits one after the other, and the level of equal classes"
-    total, left = counts.sum(1).to_numpy(), np.zeros(len(counts))
+    total, left = counts.sum(axis=1).to_numpy(), np.zeros(len(counts))
     fig = Figure(figsize=(9, 1+.3*len(counts)), layout='constrained')
     ax = tidy(fig.subplots()); ax.grid(axis='y', visible=False)
     for k in counts:
@@ -256,7 +257,7 @@ def strip(thumbs, n, edge=64, gap=4):
     for i,t in enumerate(thumbs): out[:,i*(edge+gap):i*(edge+gap)+edge] = t
     return out
 
-# %% ../nbs/50_explore.ipynb #b6fffd4a
+# %% ../nbs/50_explore.ipynb #be66e148
 def some_of(s, member, n, seed):
     "Row numbers of up to `n` pictures of each group, of the training split where it has enough, then of the others"
     order = np.random.default_rng(seed).permutation(len(s))
@@ -278,7 +279,7 @@ def plot_montage(
         part = range(b*per, min((b+1)*per, len(names)))
         canvas = np.concatenate([np.pad(strip([thumb(picture(s, i), edge) for i in picked[g]], n), ((0,4),(0,0),(0,0)), constant_values=255) for g in part])
         ax.imshow(canvas); ax.spines[:].set_visible(False); ax.set_xticks([])
-        ax.set_yticks([(j+.5)*(edge+4)-2 for j in range(len(part))], ['\n'.join(textwrap.wrap(names[g], 22)[:2]) for g in part]); ax.tick_params(length=0, labelsize=9, labelcolor=INK)
+        ax.set_yticks([(j+.5)*(edge+4)-2 for j in range(len(part))], ['\n'.join(textwrap.wrap(names[g], 22, max_lines=2, placeholder=' …')) for g in part]); ax.tick_params(length=0, labelsize=9, labelcolor=INK)
         ax.set_anchor('N')
     return fig
 
@@ -304,7 +305,7 @@ def class_notes(s) -> list:
             + [f'Fewer than 30 pictures to judge by: {some(few)}. What is measured on so few has a wide interval.']*bool(few)
             + [f'No pictures of {some(total.index[total == 0].tolist())}.']*bool((total == 0).any()))
 
-# %% ../nbs/50_explore.ipynb #e8c69b45
+# %% ../nbs/50_explore.ipynb #3de32115
 def span(v, unit='') -> str:
     "'3' or '3 to 9 (median 5)', of numbers or, a row a case, of dimensions"
     v = np.asarray(v, float)
@@ -314,14 +315,14 @@ def span(v, unit='') -> str:
 
 def picture_facts(s, df, low, high) -> dict:
     "The card of a set of pictures"
-    n = s.counts().sum(1) if s.labels.ndim == 1 else pd.Series(s.splits).value_counts()
+    n = s.counts().sum(axis=1) if s.labels.ndim == 1 else pd.Series(s.splits).value_counts()
     here = s.counts().sum(); here = here[here > 0]
     edges = [k for k in ('depth','height','width') if k in df and df[k].notna().any()]
     what = dict(classes=len(s.classes), imbalance=f'{here.max()/here.min():.3g} : 1' if len(here) else '') if s.task != 'regression' else dict(numbers=span(s.labels))
     return dict(task=s.task, n=len(s), **{k: int(n.get(k, 0)) for k in ('train','val','test')}, **what, size=span(df[edges].dropna(), 'voxels' if 'depth' in df else 'pixels, height x width') if edges else '',
                 mode=some(sorted(df['mode'].dropna().unique())), dtype='uint8', values=f'{low} to {high}', **origin(known_as(s)))
 
-# %% ../nbs/50_explore.ipynb #c74d6641
+# %% ../nbs/50_explore.ipynb #16f84262
 AT_MOST = 2000, 2e8  # pictures, and pixels or voxels, that are read of one set: seconds on a laptop
 
 def how_many(df) -> int:
@@ -344,10 +345,10 @@ def picture_figures(s, dens, splits, n) -> dict:
     if s.task == 'regression': figs['How often each number occurs'] = plot_numbers(s)
     else: figs[f'How many of each {what}, and the level at which all would be equal'] = plot_counts(s.counts().T.loc[:,splits])
     read = 'all pictures' if n == len(s) else f'{n} of {len(s)} pictures, each weighted for those that it stands for'
-    figs[f'Grey values by {what} and split, of {read}; the line is the training split. Each row has its own height, and lone spikes are cut'] = plot_ridges(coarse(dens), ['all', *names], splits, np.arange(64)*4+2, 'grey value' + ' (mean of the colours)')
+    figs[f'Grey values by {what} and split, of {read}; the line is the training split. Each row has its own height, and lone spikes are cut'] = plot_ridges(coarse(dens), ['all', *names], splits, np.arange(64)*4+2, 'grey value' if isinstance(s.images, np.ndarray) and form_of(s.images) != 'colour' else 'grey value (of colours their mean)')
     return figs
 
-# %% ../nbs/50_explore.ipynb #f72da279
+# %% ../nbs/50_explore.ipynb #21607408
 def plot_numbers(s) -> Figure:
     "Histogram of the numbers to be estimated, by split"
     fig = Figure(figsize=(9, 2.8), layout='constrained'); ax = tidy(fig.subplots())
@@ -367,7 +368,8 @@ def explore_images(
     each, low, high, flat = look_at(s, rows)
     splits = [k for k in ('train','val','test') if (s.splits == k).any()]
     dens = mixed(each, weight, groups(s)[1][rows], s.splits[rows], splits)
-    notes = [*notes, *file_notes(df), *class_notes(s), *[f'{flat} of the {len(rows)} pictures that were read hold one grey value only.']*bool(flat),
+    lost = df['item'].iloc[rows[np.isnan(each).any(1)]].tolist()
+    notes = [*notes, *file_notes(df), *[f'{len(lost)} of the {len(rows)} pictures that were read are damaged, or not of 8 bits: {some(lost)}; image_dls says what is wrong.']*bool(lost), *class_notes(s), *[f'{flat} of the {len(rows)} pictures that were read hold one grey value only.']*bool(flat),
              *[f'Dimensions and counts are of all {len(s)} pictures, grey values of {len(rows)} of them.']*(len(rows) < len(s))]
     return Overview(s.name, picture_facts(s, df, low, high), s.counts().T.loc[:,splits], df, notes, picture_figures(s, dens, splits, len(rows)))
 
@@ -534,7 +536,7 @@ def plot_cases(
     scale_bar(axs[0], w); label_legend(fig, labels)
     return fig
 
-# %% ../nbs/50_explore.ipynb #1235ff5e
+# %% ../nbs/50_explore.ipynb #ff4f0b7c
 BINS, HU = 32, (-1050, 1500)  # bars of a histogram; what of CT they span
 
 def scale_of(x, vs) -> tuple:
@@ -550,7 +552,7 @@ def voxel_row(case:Case, vs:VolumeSet) -> tuple: # Numbers, histograms (1+labels
     y, (lo, hi), ids = np.zeros(x.shape, np.uint8) if m is None else m, scale_of(x, vs), sorted(vs.labels) if m is not None else []
     b = np.clip((x-lo)/(hi-lo)*BINS, 0, BINS-1).astype(int)
     h = np.stack([np.bincount(o.ravel(), minlength=BINS) for o in (b, *(b[y == l] for l in ids))])
-    row = dict(zip(('low','median','p99.5','high'), np.quantile(x, [0, .5, .995, 1]))) | {f'ml {vs.labels[l]}': (y == l).sum()*np.prod(sp)/1000 for l in ids}
+    row = dict(zip(('low','median','p99.5','high'), np.quantile(x, [0, .5, .995, 1]))) | {f'ml {vs.labels[l]}': (y == l).sum()*np.prod(sp)/1000 for l in ids if l}
     k = widest(y)[2]
     with np.errstate(invalid='ignore'): shares = h/h.sum(1, keepdims=True)
     return {k: round(float(o), 4) for k,o in row.items()}, shares, (case.id, x[...,k].copy(), None if m is None else y[...,k].copy(), sp[:2])
