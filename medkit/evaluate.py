@@ -11,13 +11,13 @@ __all__ = ['HEADS', 'CLASS_METRICS', 'METRIC_ENDS', 'LOWER_IS_BETTER', 'METHODS'
            'pr_auc_estimate', 'score_class', 'ratio_influence', 'correlation', 'agreement', 'kappa_distance',
            'kappa_estimate', 'mcc', 'mcc_estimate', 'brier_parts', 'brier_estimate', 'against_lazy', 'class_notes',
            'draw_counts', 'class_counts', 'recalls', 'f1s', 'weighted_auc', 'aucs', 'class_mean', 'pr_aucs',
-           'class_metric', 'check_trainings', 'wander', 'resamples', 'around', 'score_probs', 'group_note', 'parts_of',
-           'class_means', 'evaluate_classes', 'evaluate_ordinal', 'check_labels', 'label_means', 'evaluate_labels',
-           'boot_mean', 'evaluate_numbers', 'paired_spread', 'compare_probs', 'pick_dl', 'class_probs', 'binary',
-           'dice', 'crop_both', 'check_mm', 'border_distances', 'surface_scores', 'hd95', 'assd', 'surface_dice',
-           'name_labels', 'check_mask', 'name_tolerance', 'score_label', 'score_masks', 'mask_heads', 'mask_notes',
-           'label_groups', 'evaluate_masks', 'compare_results', 'read_labels', 'mask_files', 'pair_files', 'voxel_mm',
-           'score_files', 'truth_labels', 'evaluate_folder']
+           'metric_ends', 'class_metric', 'check_trainings', 'wander', 'resamples', 'around', 'score_probs',
+           'group_note', 'parts_of', 'class_means', 'evaluate_classes', 'evaluate_ordinal', 'check_labels',
+           'label_means', 'evaluate_labels', 'boot_mean', 'evaluate_numbers', 'paired_spread', 'compare_probs',
+           'pick_dl', 'class_probs', 'binary', 'dice', 'crop_both', 'check_mm', 'border_distances', 'surface_scores',
+           'hd95', 'assd', 'surface_dice', 'name_labels', 'check_mask', 'name_tolerance', 'score_label', 'score_masks',
+           'mask_heads', 'mask_notes', 'label_groups', 'evaluate_masks', 'compare_results', 'read_labels', 'mask_files',
+           'pair_files', 'voxel_mm', 'score_files', 'truth_labels', 'evaluate_folder']
 
 # %% ../nbs/30_evaluate.ipynb #bc70bc01
 import base64, html, io, math
@@ -511,7 +511,7 @@ def weighted_auc(
 
 def aucs(w, p, t): return np.stack([weighted_auc(w, p[:, c], t == c) for c in range(p.shape[1])], 1)
 
-# %% ../nbs/30_evaluate.ipynb #2d27757b
+# %% ../nbs/30_evaluate.ipynb #e69ebc23
 def class_mean(m):
     "Mean over classes, (b,c) -> (b,), of what is not nan"
     return over(np.nansum(m, 1), (~np.isnan(m)).sum(1))
@@ -524,6 +524,11 @@ CLASS_METRICS = {'accuracy': lambda w, p, t: w @ (p.argmax(1) == t)/w.sum(1), 'b
                  'brier': lambda w, p, t: w @ brier_parts(p, t)/w.sum(1)}
 METRIC_ENDS = {'kappa': (-1, 1), 'mcc': (-1, 1), 'brier': (0, 2)} # all others lie from 0 to 1
 LOWER_IS_BETTER = 'brier',
+
+def metric_ends(metric, c) -> tuple:
+    "The smallest and the largest value that a metric of c classes can have"
+    if metric == 'brier' and c == 2: return 0, 1
+    return METRIC_ENDS.get(metric, (0, 1)) if isinstance(metric, str) else (0, 1)
 
 def class_metric(
     metric, # A name of `CLASS_METRICS`, or ('recall', class number)
@@ -561,7 +566,7 @@ def around(value, off, n, g=None):
     low, high = (value + np.nanquantile(off, [.025, .975])).tolist() if (g or n) > 2 else (math.nan,)*2
     return float(value), low, high, n
 
-# %% ../nbs/30_evaluate.ipynb #8a124d2e
+# %% ../nbs/30_evaluate.ipynb #c17f65df
 def score_probs(
     probs,             # Probabilities (n,c), or (seeds,n,c) of several trainings
     targs,             # (n,) true class indices
@@ -576,8 +581,7 @@ def score_probs(
     value, off = wander(class_metric(metric), p, t, resamples(len(t), n_boot, seed, codes), np.random.default_rng(seed))
     g = n if codes is None else codes.max() + 1
     if g < 3: return Estimate(float(value), math.nan, math.nan, n)
-    ends = (0, 1) if metric == 'brier' and p.shape[2] == 2 else METRIC_ENDS.get(metric, (0, 1)) if isinstance(metric, str) else (0, 1)
-    return Estimate(float(value), *score_interval(value, np.nanstd(off)*math.sqrt(g/(g-1)), min(g, n), ends, math.inf if codes is None else g-1), n)
+    return Estimate(float(value), *score_interval(value, np.nanstd(off)*math.sqrt(g/(g-1)), min(g, n), metric_ends(metric, p.shape[2]), math.inf if codes is None else g-1), n)
 
 # %% ../nbs/30_evaluate.ipynb #23bb5c75
 METHODS = ('95 % intervals: Wilson for shares and F1, Newcombe for AUC, MOVER for means over classes; for PR AUC, kappa, MCC and Brier '
