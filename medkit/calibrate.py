@@ -344,7 +344,7 @@ class Calibrated:
     def __repr__(self): return self.table.round(3).to_string(index=False) + '\n' + '\n'.join(self.notes)
     def _repr_html_(self): return table_html(self.table) + ''.join(f'<p>{html.escape(n)}</p>' for n in self.notes) + f'<img src="{figure_uri(self.figure(), 90)}" alt="reliability before and after">'
 
-# %% ../nbs/55_calibrate.ipynb #81964ed6
+# %% ../nbs/55_calibrate.ipynb #2931de00
 def calibrate(
     learn,             # A trained classifier, of one class or several labels a picture
     how='temperature', # One of `HOWS`
@@ -355,6 +355,7 @@ def calibrate(
     if getattr(dls, 'task', '') == NUMBER or hasattr(dls, 'plan'): raise MedkitError('calibrate is for classifiers: numbers and masks have no class probabilities')
     judged, where = pick_dl(learn, dl)
     with learn.no_bar(): (vp, vt), (p, t) = class_probs(learn, dls.valid), class_probs(learn, judged)
+    if len(vt) < 10: raise MedkitError(f'{len(vt)} validation pictures are too few to fit a map on (a loaded model brings none): give learn.dls = image_dls(...) first')
     m = fit_calibration(vp, vt, how, list(dls.vocab))
     notes = [where, *m.notes]
     if judged is dls.valid: notes.append('The map was fitted on these very pictures, so the rows after are optimistic: a test set is needed to judge it.')
