@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['LPS', 'CLASSES', 'LARGEST', 'ARCHIVES', 'PROGRAMS', 'BROKEN', 'PIXELS', 'HEADS', 'NUMBERS', 'SPLITS', 'FAULTS',
-           'head_volume', 'place_tags', 'patient_tags', 'slice_file', 'write_series', 'inflates_to', 'first_bytes',
-           'quietly', 'wrong_vrs', 'tag', 'pixel_faults', 'header', 'tags_in_words', 'frame_tags', 'unit_axes',
-           'place_of', 'slices_of', 'times', 'split_repeats', 'split_series', 'Series', 'Steps', 'steps', 'tilt',
-           'orientation_words', 'series_words', 'series_affine', 'decode', 'values', 'repeats', 'why_no_volume',
-           'series_image', 'out_of_order', 'geometry_findings', 'order_finding', 'value_findings', 'file_findings',
-           'mix_findings', 'DicomFolder', 'dicom_files', 'open_dicom', 'dicom_table', 'check_dicom', 'one_series',
-           'dicom_to_nifti', 'turned', 'tilted', 'greys', 'picture', 'show_series', 'side_lines', 'show_positions',
-           'code_of', 'segment_of', 'mask_of', 'source_frames', 'write_seg', 'read_seg']
+           'EMPTY_ALLOWED', 'head_volume', 'place_tags', 'patient_tags', 'slice_file', 'write_series', 'inflates_to',
+           'first_bytes', 'quietly', 'wrong_vrs', 'tag', 'pixel_faults', 'header', 'tags_in_words', 'frame_tags',
+           'unit_axes', 'place_of', 'slices_of', 'times', 'split_repeats', 'split_series', 'Series', 'Steps', 'steps',
+           'tilt', 'orientation_words', 'series_words', 'series_affine', 'in_own_words', 'decode', 'values', 'repeats',
+           'why_no_volume', 'series_image', 'out_of_order', 'geometry_findings', 'order_finding', 'value_findings',
+           'file_findings', 'mix_findings', 'DicomFolder', 'dicom_files', 'open_dicom', 'dicom_table', 'check_dicom',
+           'one_series', 'dicom_to_nifti', 'turned', 'tilted', 'greys', 'picture', 'show_series', 'side_lines',
+           'show_positions', 'code_of', 'segment_of', 'mask_of', 'source_frames', 'write_seg', 'read_seg']
 
-# %% ../nbs/25_dicom.ipynb #660e8005
-import contextlib, nibabel as nib, numpy as np, pandas as pd, pydicom, struct, warnings, zlib
+# %% ../nbs/25_dicom.ipynb #bb2177c8
+import contextlib, logging, nibabel as nib, numpy as np, pandas as pd, pydicom, struct, warnings, zlib
 from collections import Counter
 from dataclasses import dataclass, field as default
 from pathlib import Path
@@ -119,12 +119,12 @@ def write_series(
         slice_file(np.rint((hu[:, :, k].T.astype(float) - intercept[k])/slope[k]), {t: v for t, v in every.items() if v is not None}, uid).save_as(f, enforce_file_format=True)
     return files
 
-# %% ../nbs/25_dicom.ipynb #77d71735
+# %% ../nbs/25_dicom.ipynb #ec0999fb
 LARGEST = 1 << 29                                                                               # bytes that one file may unpack to; no slice and few whole scans have more
 ARCHIVES = b'PK\x03\x04', b'\x1f\x8b', b'BZh', b'\xfd7zXZ', b'7z\xbc\xaf', b'Rar!'
 PROGRAMS = b'MZ', b'\x7fELF', b'#!', b'PK'
 BROKEN = (EOFError, OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError, RuntimeError, OverflowError, MemoryError, AssertionError,
-          struct.error, zlib.error, pydicom.errors.InvalidDicomError)                           # what pydicom and its decoders raise over broken files
+          struct.error, zlib.error, pydicom.errors.InvalidDicomError, pydicom.errors.BytesLengthException)  # what pydicom and its decoders raise over broken files
 
 def inflates_to(
     path,
@@ -149,12 +149,14 @@ def first_bytes(path) -> tuple:
     bare = head[:2] in (b'\x08\0', b'\x02\0', b'\0\x08') and len(head) == 132                 # group 0008 or 0002: the preamble was left out
     return (True, ['no preamble']) if bare else (False, ['not DICOM'])
 
-# %% ../nbs/25_dicom.ipynb #65fc42e0
+# %% ../nbs/25_dicom.ipynb #f26b76dc
 @contextlib.contextmanager
 def quietly():
-    "Read without pydicom's warnings, which quote the values"
-    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
-        warnings.simplefilter('ignore'); yield
+    "Read without pydicom's warnings and log, which quote the values"
+    log = logging.getLogger('pydicom'); level = log.level
+    try:
+        with warnings.catch_warnings(), pydicom.config.disable_value_validation(): warnings.simplefilter('ignore'); log.setLevel(logging.CRITICAL); yield
+    finally: log.setLevel(level)
 
 # %% ../nbs/25_dicom.ipynb #b75bfa68
 def wrong_vrs(ds) -> list:
@@ -306,7 +308,7 @@ class Series:
     @property
     def positions(self): return self.at @ self.normal if self.placed else np.full(len(self), np.nan)
 
-# %% ../nbs/25_dicom.ipynb #b1a77018
+# %% ../nbs/25_dicom.ipynb #ea64efb4
 @dataclass
 class Steps:
     "How the slices of a series follow each other"
@@ -321,8 +323,11 @@ def steps(series) -> Steps:
     "The steps of a placed series"
     at = series.at; keep = [i for i in range(len(at)) if not i or np.linalg.norm(at[i] - at[i-1]) >= .01]
     if len(keep) < 2: return Steps(keep, None, [], [])
-    d = np.diff(at[keep], axis=0); usual = np.median(d, 0); n = np.rint(d @ usual/(usual @ usual))
-    odd = (n < 1) | (np.linalg.norm(d - n[:, None]*usual, axis=1) > .05*np.linalg.norm(usual))  # 5 %, as `volumes.slice_positions` allows
+    d = np.diff(at[keep], axis=0)
+    def counted(usual): n = np.rint(d @ usual/(usual @ usual)); return n, (n < 1) | (np.linalg.norm(d - n[:, None]*usual, axis=1) > .05*np.linalg.norm(usual))  # 5 %, as `volumes.slice_positions` allows
+    usual = d[np.linalg.norm(d, axis=1).argmin()]                                               # the shortest step, where all others are multiples of it, as with many gaps
+    if counted(usual)[1].any(): usual = np.median(d, 0)
+    n, odd = counted(usual)
     return Steps(keep, usual, [(keep[i], int(n[i]) - 1) for i in np.flatnonzero((n > 1) & ~odd)], [keep[i] for i in np.flatnonzero(odd)])
 
 def tilt(series) -> float:
@@ -354,24 +359,29 @@ def series_affine(series) -> np.ndarray:
     m[:3, 0], m[:3, 1], m[:3, 2], m[:3, 3] = series.turn[0]*s['mm'][1], series.turn[1]*s['mm'][0], step, s['at']
     return LPS @ m
 
-# %% ../nbs/25_dicom.ipynb #0f6e5b22
+# %% ../nbs/25_dicom.ipynb #33d4be32
+@contextlib.contextmanager
+def in_own_words(path):
+    "Read without warnings, and tell of what pydicom cannot decode without quoting it"
+    try:
+        with quietly(): yield
+    except MedkitError: raise
+    except BROKEN as e: raise MedkitError(f'{Path(path).name} cannot be decoded ({type(e).__name__}): pip install "medkit[dicom]" brings more decoders; if it has them the file is broken, export it again') from None
+
 def decode(path, frame=None) -> tuple:
     "(tags, stored pixels) of a file or one of its frames; colours as RGB, a palette's as its numbers"
-    with quietly():
-        try:
-            ds = pydicom.dcmread(path, force=True)
-            if 'TransferSyntaxUID' not in ds.file_meta: ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if not ds.original_encoding[0] else pydicom.uid.ImplicitVRLittleEndian
-            x = pixel_array(ds, index=frame)
-            return (frame_tags(ds, frame or 0) if 'PerFrameFunctionalGroupsSequence' in ds else ds), x
-        except BROKEN as e:
-            raise MedkitError(f'{Path(path).name} cannot be decoded ({type(e).__name__}): pip install "medkit[dicom]" brings more decoders; if it has them the file is broken, export it again') from None  # pydicom quotes values
+    if header(path)[0] is None: raise MedkitError(f'{Path(path).name} cannot be read: check_dicom(folder) tells why')
+    with in_own_words(path):
+        ds = pydicom.dcmread(path, force=True)
+        if 'TransferSyntaxUID' not in ds.file_meta: ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian if not ds.original_encoding[0] else pydicom.uid.ImplicitVRLittleEndian
+        x = pixel_array(ds, index=frame)
+        return (frame_tags(ds, frame or 0) if 'PerFrameFunctionalGroupsSequence' in ds else ds), x
 
 def values(path, frame=None) -> np.ndarray:
     "(rows, columns) of a slice in the unit of the series (HU of CT): slope and intercept of the file itself applied (PS3.3 C.11.1)"
-    if header(path)[0] is None: raise MedkitError(f'{Path(path).name} cannot be read: check_dicom(folder) tells why')
     ds, x = decode(path, frame)
     if x.ndim != 2: raise MedkitError(f'{Path(path).name} is a colour picture or has several frames: values wants one grey slice; picture shows colours')
-    with quietly(): return np.asarray(apply_modality_lut(x, ds), dtype=np.float32)
+    with in_own_words(path): return np.asarray(apply_modality_lut(x, ds), dtype=np.float32)
 
 # %% ../nbs/25_dicom.ipynb #5c75e511
 def repeats(series) -> tuple:
@@ -507,7 +517,7 @@ class _Reader:
         elif not {'no picture', 'unreadable', 'bomb', 'truncated'} & set(faults): self.slices += slices_of(ds, name, odd)
         self.seen.add(ds.get('SOPInstanceUID'))
 
-# %% ../nbs/25_dicom.ipynb #3852299f
+# %% ../nbs/25_dicom.ipynb #349c3695
 def dicom_files(folder) -> tuple:
     "(folder, its files and those below it, hidden ones left out) of a folder or of one file"
     folder = Path(folder)
@@ -528,7 +538,7 @@ def open_dicom(
     for row in r.rows: row['series'], row['position, mm'] = of.get(row['file'], (None, None))
     table = pd.DataFrame(r.rows, columns=['file', 'series', 'position, mm', *HEADS.values(), 'storage']).astype({'series': 'Int64', 'position, mm': float})
     found = file_findings(r.bad) + mix_findings(series) + [f for s in series for f in value_findings(s) + (geometry_findings(s) + order_finding(s) if s.placed else [])]
-    return DicomFolder(base, table.sort_values(['series', 'position, mm', 'file'], ignore_index=True).dropna(axis=1, how='all').convert_dtypes(convert_string=False), series, Findings(found, 'The folder'))
+    return DicomFolder(base, table.sort_values(['series', 'position, mm', 'file'], ignore_index=True).dropna(axis=1, how='all'), series, Findings(found, 'The folder'))
 
 def dicom_table(folder) -> pd.DataFrame:
     "One row a DICOM file, tags in words, sorted by series and position"
@@ -578,7 +588,7 @@ def tilted(
     "The sheared affine of a scan with a tilted gantry"
     return np.hstack([turned(affine, (degrees, 0, 0))[:, :2], affine[:, 2:]])
 
-# %% ../nbs/25_dicom.ipynb #5b92634d
+# %% ../nbs/25_dicom.ipynb #70db4389
 def greys(x, ds) -> np.ndarray:
     "uint8 by the file's own window or table, or from the lowest to the highest number"
     if 'VOILUTSequence' in ds: x = apply_voi_lut(np.rint(x).astype(np.int32), ds, prefer_lut=True).astype(np.float32); c = w = None
@@ -593,15 +603,15 @@ def picture(
     frame=None, # Of a file with several
 ) -> np.ndarray: # uint8, (rows,columns) or (rows,columns,3)
     "A file as a viewer shows it: window, palette and MONOCHROME1 applied (PS3.3 C.7.6.3.1.2, C.11.2)"
-    if header(path)[0] is None: raise MedkitError(f'{Path(path).name} cannot be read: check_dicom(folder) tells why')
-    ds, x = decode(path, frame); colours = pydicom.dcmread(path, stop_before_pixels=True, force=True).PhotometricInterpretation
-    with quietly():
+    ds, x = decode(path, frame)
+    with in_own_words(path):
+        colours = pydicom.dcmread(path, stop_before_pixels=True, force=True).PhotometricInterpretation
         if colours == 'PALETTE COLOR': x = apply_color_lut(x, ds)
         if x.shape[-1] == 3 and not colours.startswith('MONO'): return (x >> 8 if x.dtype == np.uint16 else x).astype(np.uint8)
         if x.ndim != 2: raise MedkitError(f'{Path(path).name} has {len(x)} frames: say which, as frame=0')
         x = apply_modality_lut(x, ds)
         g = greys(x, ds) if level is None else window(x, level, width)
-    return 255 - g if colours == 'MONOCHROME1' else g
+        return 255 - g if colours == 'MONOCHROME1' else g
 
 # %% ../nbs/25_dicom.ipynb #8b412752
 def show_series(
@@ -686,17 +696,26 @@ def mask_of(mask, series, labels) -> np.ndarray:
     if not mask.any(): raise MedkitError('The mask is all background: there is nothing to write')
     return mask.astype(np.uint8)
 
-# %% ../nbs/25_dicom.ipynb #3325ab91
+# %% ../nbs/25_dicom.ipynb #1c9ccb71
+EMPTY_ALLOWED = 'PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber ReferringPhysicianName'.split()  # type 2: present, perhaps empty
+
+def _source(path):
+    "A header as highdicom wants it: what may be empty is there, also where a de-identification took it out"
+    ds = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+    for k in EMPTY_ALLOWED:
+        if k not in ds: setattr(ds, k, '')
+    return ds
+
 def source_frames(series) -> tuple:
     "(headers of the files of a series, for each of their frames the slice that it is)"
     keep = [series.slices[i] for i in steps(series).keep]
-    if keep[0]['frame'] is None: return [pydicom.dcmread(series.folder/s['file'], stop_before_pixels=True, force=True) for s in keep], list(range(len(keep)))
+    if keep[0]['frame'] is None: return [_source(series.folder/s['file']) for s in keep], list(range(len(keep)))
     if len({s['file'] for s in keep}) > 1: raise MedkitError(f'{series!r} lies in several multi-frame files: a segmentation refers to one of them, take it alone')
-    ds = pydicom.dcmread(series.folder/keep[0]['file'], stop_before_pixels=True); at = {s['frame']: k for k, s in enumerate(keep)}
+    ds = _source(series.folder/keep[0]['file']); at = {s['frame']: k for k, s in enumerate(keep)}
     if len(at) != int(ds.NumberOfFrames): raise MedkitError(f'{series!r} is part of the frames of its file: a segmentation of all frames is wanted')
     return [ds], [at[i] for i in range(len(at))]
 
-# %% ../nbs/25_dicom.ipynb #c951e50f
+# %% ../nbs/25_dicom.ipynb #8ef7804e
 def write_seg(
     mask,         # A NIfTI image or file on the grid of the series, or an array (columns, rows, slices) of labels
     source,       # The `Series` it was drawn on, or a folder or file that holds one
@@ -714,10 +733,10 @@ def write_seg(
     y = mask_of(mask, series, labels); sources, order = source_frames(series); codes, colours = codes or {}, colours or {}
     described = [segment_of(hd, n, labels[n], codes.get(n, labels[n]), colours.get(n, plt.cm.Set1((n - 1) % 9)[:3]), by) for n in sorted(labels)]
     uid = lambda *what: generate_uid(entropy_srcs=['seg', sources[0].SOPInstanceUID, str(zlib.crc32(y.tobytes())), *map(str, labels.values()), *what])
-    number = (int(tag(sources[0], 'SeriesNumber', 1) or 0) + 1000)
+    number = int(tag(sources[0], 'SeriesNumber', 1) or 0) + 1000
     try:
         with quietly(): seg = hd.seg.Segmentation(sources, y.transpose(2, 1, 0)[order], 'BINARY', described, uid('series'), number, uid('object'), 1, 'medkit', 'medkit', '1', 'none')
-    except BROKEN as e: raise MedkitError(f'highdicom cannot write a segmentation of {series!r} ({type(e).__name__}): the series lacks a tag that it needs, such as a UID, a study date or a frame of reference') from None
+    except BROKEN as e: raise MedkitError(f'highdicom cannot write a segmentation of {series!r} ({type(e).__name__}): the series lacks a tag that it needs, such as a UID or a frame of reference') from None
     with atomic(path) as f: seg.save_as(f)
     return path
 
