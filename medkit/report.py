@@ -4,25 +4,32 @@
 
 # %% auto #0
 __all__ = ['REPORTS', 'picture', 'pick_answers', 'plot_answers', 'answers_caption', 'answers', 'report_classes', 'plot_numbers',
-           'report_labels', 'report_numbers', 'example', 'report_segmenter', 'report']
+           'report_labels', 'report_numbers', 'example', 'report_segmenter', 'side_by_side', 'calibration_section',
+           'doubt_section', 'threshold_section', 'subgroup_section', 'robust_section', 'site_section',
+           'outside_section', 'about_data', 'limits', 'model_card', 'class_sections', 'sections_of', 'report']
 
 # %% ../nbs/58_report.ipynb #2721e68d
 import textwrap
 
-# %% ../nbs/58_report.ipynb #cd2d2857
-import nibabel as nib, numpy as np, torch
+# %% ../nbs/58_report.ipynb #3d93958c
+import nibabel as nib, numpy as np, pandas as pd, torch
 from fastai.learner import Learner
 from matplotlib.figure import Figure
 
-# %% ../nbs/58_report.ipynb #1c85252c
-from .core import run_record
+# %% ../nbs/58_report.ipynb #c6508cf1
+from .core import MedkitError, atomic, run_record
+from .catalog import ENTRIES
 from .volumes import load_nifti
 from .training import history
 from .predict import predict
 from .classify import NUMBER, ORDERED, SEVERAL, train_labels
 from .evaluate import Result, class_probs, evaluate_classes, evaluate_labels, evaluate_numbers, evaluate_ordinal, pick_dl, to_np, voxel_mm
 from .pages import *
+from .judge import at_threshold, choose_threshold, decision_curve, subgroups
 from .crossval import score_cases
+from .calibrate import before_after, fit_calibration, reliability_figure
+from .doubt import ood, selective, selective_figure
+from .shift import external_test, robustness
 
 # %% ../nbs/58_report.ipynb #a3ed7735
 def picture(
@@ -81,16 +88,17 @@ def answers(dl, probs, targs, vocab):
     shown = {i: picture(dl.dataset[int(i)][0]) for r in rows for i in r}
     return None if any(x is None for x in shown.values()) else plot_answers(rows, shown, probs, targs, vocab)
 
-# %% ../nbs/58_report.ipynb #7772ab82
+# %% ../nbs/58_report.ipynb #1b133fe8
 def report_classes(
     learn:Learner, # A classifier
     dl=None,       # Loader to judge on; the test set, else the validation set
+    groups=None,   # Patient of each picture, (n,)
 ) -> Result:
     "Evaluate a fastai classifier, with confusion matrix, per-class intervals and training curves"
     dl, where = pick_dl(learn, dl)
     p, t = class_probs(learn, dl)
     vocab = [str(v) for v in getattr(learn.dls, 'vocab', None) or range(p.shape[1])]
-    r = (evaluate_ordinal if getattr(learn.dls, 'task', '') == ORDERED else evaluate_classes)(p, t, vocab)
+    r = (evaluate_ordinal if getattr(learn.dls, 'task', '') == ORDERED else evaluate_classes)(p, t, vocab, groups)
     r.notes.insert(0, where)
     r.figures = {'Each class with its 95 % interval': plot_per_class(r.per_class), 'True classes in rows: where their images went': plot_confusion(p, t, vocab)}
     kind = 'Test pictures' if 'test set' in where else 'Pictures'
@@ -161,16 +169,126 @@ def report_segmenter(
     examples = [example(learn, c) for c in sorted((c for c in cases if c.id in shown), key=lambda c: ['worst', 'middle', 'best'].index(shown[c.id]))]
     return report_masks(pc, examples, labels, history(learn), [where])
 
-# %% ../nbs/58_report.ipynb #1af902d0
+# %% ../nbs/58_report.ipynb #3fa27100
+def side_by_side(table):
+    "The long table of `before_after` with a row a metric"
+    cols = [table[table.when == w].set_index('metric')[['value', 'low', 'high']].set_axis([w, f'{w}_low', f'{w}_high'], axis=1) for w in ('before', 'after', 'change')]
+    return pd.concat([*cols, table[table.when == 'change'].set_index('metric').verdict], axis=1).reset_index()
+
+def calibration_section(p, t, vp, vt, vocab):
+    "Whether probabilities `p` are true, and after a temperature fitted on the validation set's `vp`, `vt`"
+    m = fit_calibration(vp, vt, 'temperature', vocab)
+    told = f"ECE is the mean distance of how sure the model was from how often it was right; the part that chance alone makes is taken off, but not from its change. One temperature, {m.params['temperature']:.2f}, was fitted on the {m.n} validation pictures."
+    return 'Are its probabilities true?', [told, side_by_side(before_after(p, m(p), t)), {'How often answers of each confidence were right': reliability_figure({'as trained': p, 'with the temperature': m(p)}, t)}]
+
+# %% ../nbs/58_report.ipynb #d0f6793e
+def doubt_section(p, t):
+    "What is left of the error when the most doubtful go to a human"
+    return 'Which answers belong to a human?', ['The most doubtful answers are handed over; the error among the others, and by how much it fell.', selective(p, t).rename(columns=dict(value='error', low='error_low', high='error_high')), {'The error among the answers kept, by the share kept': selective_figure(p, t)}]
+
+def threshold_section(p, t, vp, vt, vocab, groups=None):
+    "A threshold chosen on the validation set, and what acting on it is worth"
+    m, cut = fit_calibration(vp, vt, 'temperature', vocab), choose_threshold(vp, vt)
+    told = f"From a probability of {cut.value:.3f} for {vocab[1]} on, the sum of sensitivity and specificity was largest on the validation set ({cut.rule}): sensitivity {cut.sensitivity.value:.3f}, specificity {cut.specificity.value:.3f} there. PPV and NPV hold for this set's share of {vocab[1]}."
+    return 'Where to draw the line', [told, at_threshold(p, t, cut, groups=groups).reset_index(), {'Net benefit of acting from each probability on, after the temperature': decision_curve(m(p), t, groups=groups).figure()}]
+
+def subgroup_section(p, t, by, groups=None):
+    "Whether some are served worse: a table and a picture for each column of `by`"
+    parts = []
+    for name, column in (by if hasattr(by, 'items') else {'subgroup': by}).items():
+        r = subgroups(p, t, np.asarray(column), groups=groups)
+        parts += [f'By {name}: AUC.', r.table, *r.notes, {f'AUC by {name}, and the gap to all others': r.figure()}]
+    return 'Whom does it serve worse?', parts
+
+# %% ../nbs/58_report.ipynb #ab9fc419
+def robust_section(learn, dl, severities=(1, 3, 5), n=400):
+    "What corrupted pictures or scans do"
+    r = robustness(learn, dl, severities=severities, n=n)
+    worst = r.summary.iloc[0]
+    told = f'Measured: {r.metric}, on {r.table.n.max()} of those judged. Severities: {", ".join(map(str, severities))} of 1 to 5. Worst: {worst.corruption}, {worst.clean:.3f} to {worst.worst:.3f} at severity {worst.severity}; of several kinds one is always the worst, and a little by chance.'
+    return 'What worse pictures do to it', [told, r.summary, {'The metric against the severity of each corruption': r.figure()}]
+
+# %% ../nbs/58_report.ipynb #af783266
+def site_section(learn, away, dl):
+    "The drop at another site"
+    return 'At another site', ['Other patients, so the two are no pairs, and the interval of the change is made of both.', external_test(learn, away, dl)]
+
+def outside_section(learn, outside, dl):
+    "Whether strangers are noticed"
+    r = ood(learn, outside, dl)
+    return 'Does it notice what it never learned?', ['AUROC of telling strangers from the judged pictures, and at the alarm that 5 % of the validation pictures set off: strangers that pass, false alarms.', r.table, {'Scores of own (grey) and foreign (blue) pictures; the alarm is the dotted line': r.figure()}]
+
+# %% ../nbs/58_report.ipynb #9bfd734f
+def about_data(learn) -> list:
+    "Lines of the model card on the data"
+    s = getattr(learn.dls, 'set', None)
+    e = ENTRIES.get(getattr(s, 'name', ''))
+    n = ', '.join(f'{len(dl.dataset)} {k}' for k, dl in zip(('training', 'validation', 'test'), learn.dls.loaders))
+    lines = [f"- Data: {getattr(s, 'name', '') or 'not named'}; {n}"]
+    return lines + ([f'- Licence of the data: {e.licence}', f'- Cite: {e.citation}'] if e else ['- Licence of the data: not known to medkit, ask its owners'])
+
+def limits(r:Result, asked) -> list:
+    "Lines of the model card on what lowers trust, and on what was not asked"
+    silent = {'robust': 'worse pictures', 'by': 'subgroups of patients', 'away': 'another site', 'outside': 'pictures of another kind'}
+    return [f'- {n}' for n in r.notes if WARN.match(n)] + [f"- Not examined: {', '.join(v for k, v in silent.items() if k not in asked)}."]*bool(set(silent) - set(asked))
+
+# %% ../nbs/58_report.ipynb #971b2c43
+def model_card(
+    learn, r:Result,
+    asked=(), # What was examined beyond the numbers, of 'robust', 'by', 'away', 'outside'
+) -> str:
+    "The model's card as Markdown: model, data, use, numbers, limits"
+    size = sum(p.numel() for p in learn.model.parameters())
+    start = {True: 'started from published weights', False: 'trained from scratch'}.get(getattr(learn, 'pretrained', None), 'start of its weights not recorded')
+    classes = f"- Answers: {', '.join(map(str, list(learn.dls.vocab)[:20]))}" if len(getattr(learn.dls, 'vocab', None) or ()) else ''
+    numbers = [f"- {o.metric}{f', {o.label}' if 'label' in r.table else ''}: {o.value:.3f} ({'no interval' if pd.isna(o.low) else f'{o.low:.3f} to {o.high:.3f}'}), n = {o.n}" for o in r.table.head(6).itertuples()]
+    parts = {'Model': [f"- Network: {getattr(learn, 'arch', type(learn.model).__name__)}, {size/1e6:.2f} million weights, {start}", *([classes] if classes else [])], 'Data': about_data(learn),
+             'Intended use': ['- Teaching and research on data like these. Not a medical device, and not for decisions about patients.'], 'Numbers': [f'- {r.notes[0]}', *numbers], 'Limits': limits(r, asked)}
+    return '\n\n'.join(f'### {k}\n\n' + '\n'.join(v) for k, v in parts.items() if v)
+
+# %% ../nbs/58_report.ipynb #ca247229
+def class_sections(p, t, vp, vt, vocab, several=False, by=None, groups=None) -> dict:
+    "What can be said of a classifier's probabilities `p`, given those of the validation set"
+    out = dict(calibration=calibration_section(p, t, vp, vt, vocab))
+    if not several: out['doubt'] = doubt_section(p, t)
+    if not several and len(vocab) == 2: out['threshold'] = threshold_section(p, t, vp, vt, vocab, groups)
+    if not several and by is not None: out['by'] = subgroup_section(p, t, by, groups)
+    return out
+
+def sections_of(learn, dl, by=None, groups=None, away=None, outside=None) -> dict:
+    "{what was examined: (title, parts)}, as far as it fits the learner"
+    dl, dls, task = pick_dl(learn, dl)[0], learn.dls, getattr(learn.dls, 'task', '')
+    out = {}
+    if hasattr(dls, 'plan'): return dict(robust=robust_section(learn, dl, (3,), 4))
+    if not hasattr(dls, 'set'): return out
+    if task != NUMBER and dl is not dls.valid:
+        with learn.no_bar(): (p, t), (vp, vt) = class_probs(learn, dl), class_probs(learn, dls.valid)
+        out = class_sections(p, t, vp, vt, [str(v) for v in dls.vocab], task == SEVERAL, by, groups)
+    if any(dl is o for o in dls.loaders): out['robust'] = robust_section(learn, dl)
+    if away is not None: out['away'] = site_section(learn, away, dl)
+    if outside is not None: out['outside'] = outside_section(learn, outside, dl)
+    return out
+
+# %% ../nbs/58_report.ipynb #e3badaab
 def report(
     learn:Learner, # A trained classifier, or a learner of `segmenter`
-    folder=None,   # Write report.html, metrics.json and run.json there
+    folder=None,   # Write report.html, report.md, model_card.md, metrics.json and run.json there; nothing is written without it
     dl=None,       # Loader to judge on; the test set `dls[2]`, else the validation set
     tolerance=1.,  # Of masks: mm that a border may be off in surface Dice; one number, or {label: mm}
+    by=None,       # Of classes: subgroup of each judged picture, (n,), or {name: (n,)}
+    groups=None,   # Of classes: patient of each judged picture, (n,); intervals are then over patients
+    away=None,     # Of classes: pictures of another site, see `external_test`
+    outside=None,  # Of classes: {name: pictures that the model never learned}, see `ood`
 ) -> Result:
-    "Judge a trained learner: metrics with n and 95 % intervals, pictures, and with `folder` a page to pass on"
-    r = report_segmenter(learn, dl, tolerance) if hasattr(learn.dls, 'plan') else REPORTS.get(getattr(learn.dls, 'task', ''), report_classes)(learn, dl)
-    name = getattr(getattr(learn.dls, 'set', None), 'name', '')
+    "Judge a trained learner: metrics with n and 95 % intervals, and with `folder` a page with calibration, doubt, robustness and a model card"
+    kind = REPORTS.get(getattr(learn.dls, 'task', ''), report_classes)
+    if any(o is not None for o in (by, groups, away, outside)) and (kind is not report_classes or hasattr(learn.dls, 'plan')): raise MedkitError('by, groups, away and outside are for one class a picture: leave them out')
+    r = report_segmenter(learn, dl, tolerance) if hasattr(learn.dls, 'plan') else report_classes(learn, dl, groups) if kind is report_classes else kind(learn, dl)
+    if folder is None: return r
+    name, more = getattr(getattr(learn.dls, 'set', None), 'name', ''), sections_of(learn, dl, by, groups, away, outside)
     title = f"{dict(masks='Segmentation', numbers='Regression').get(r.kind, 'Classification')}{f' of {name}' if name else ''}"
-    if folder is not None: print(f'Report: {write_report(r, folder, title, record=run_record(seed=getattr(learn.dls, "seed", None), device=learn.dls.device))}')
+    card = model_card(learn, r, more)
+    page = write_report(r, folder, title, record=run_record(seed=getattr(learn.dls, 'seed', None), device=learn.dls.device), sections=[*more.values(), ('Model card', [card])])
+    with atomic(page.parent/'model_card.md') as f: f.write_text(f'# {title}\n\n{card}\n', encoding='utf-8')
+    print(f'Report: {page}')
     return r

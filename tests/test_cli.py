@@ -97,7 +97,7 @@ def test_volumes_from_training_to_scores(medkit, small, tmp_path):
     status, said, err = medkit('train', 'organ_a', '--data', small, '--epochs', '1', '--n-labelled', '3', '--out', m)
     assert status == 0, err
     assert '3 / 1 / 1 cases' in said and f'Model: {m/"model.safetensors"}' in said and 'dice' in said.lower()
-    assert {'model.safetensors', 'model.json', 'report.html', 'metrics.json', 'run.json'} == {p.name for p in m.iterdir()}
+    assert {'model.safetensors', 'model.json', 'model_card.md', 'report.html', 'report.md', 'report_files', 'metrics.json', 'run.json'} == {p.name for p in m.iterdir()}
     run, model = json.loads((m/'run.json').read_text()), json.loads((m/'model.json').read_text())
     assert (run['set'], run['epochs'], run['source'], run['plan']) == ('organ_a', 1, 'organ_a', model['plan']) and run['seed'] == 42 and len(model['history']) == 1
     images, truth = small/'organ_a'/'imagesTr', small/'organ_a'/'labelsTr'
