@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['ARCH', 'PREVALENCE', 'Deck', 'deck', 'head_slices', 'head_deck', 'blood_window', 'train_head', 'Run', 'runs',
            'at_end', 'at_best', 'tested', 'head_curves', 'plot_head', 'Experiment', 'found', 'experiment',
-           'lucky_splits', 'plot_lucky', 'few_pictures', 'best_threshold', 'at_threshold', 'imbalanced', 'true_alarms',
-           'leak', 'pooled', 'even', 'balanced', 'too_long', 'paired_decks', 'colour_rows', 'coloured', 'organ_patches',
-           'rsna_deck', 'tm_experiments']
+           'lucky_splits', 'plot_lucky', 'few_pictures', 'at_chosen', 'imbalanced', 'true_alarms', 'leak', 'pooled',
+           'even', 'balanced', 'too_long', 'paired_decks', 'colour_rows', 'coloured', 'organ_patches', 'rsna_deck',
+           'tm_experiments']
 
-# %% ../nbs/37_experiments.ipynb #35379cea
+# %% ../nbs/37_experiments.ipynb #79b2ca30
 import contextlib, io, math, numpy as np, pandas as pd, torch
 from dataclasses import dataclass, replace
 from fastprogress.fastprogress import progress_bar
@@ -26,6 +26,7 @@ from .teachable import picture_groups, same_pictures
 from .loaders import set_dls
 from .classify import features
 from .evaluate import *
+from .judge import choose_threshold
 from .pages import INK, MUTED, TRAIN, VALID, plot_confusion, plot_curves, plot_per_class, tidy
 
 # %% ../nbs/37_experiments.ipynb #12457f30
@@ -169,14 +170,13 @@ class Experiment(Result):
     def __repr__(self): return f'{self.title}\n\n' + super().__repr__()
     def _repr_html_(self): return f'<h3>{self.title}</h3>' + super()._repr_html_()
 
-# %% ../nbs/37_experiments.ipynb #1c3af316
+# %% ../nbs/37_experiments.ipynb #9924d185
 def found(
     p, y, # Probabilities (seeds,n,c), true classes (n,)
     c,    # Class number
 ) -> Estimate:
     "Share of the pictures of a class that were called so (sensitivity), mean over seeds; n counts that class alone"
-    e = score_probs(p, y, ('recall', c))
-    return Estimate(e.value, max(e.low, 0.), min(e.high, 1.), int((y == c).sum())) # the bootstrap knows no ends
+    return score_probs(p, y, ('recall', c))
 
 # %% ../nbs/37_experiments.ipynb #bc5979f8
 def experiment(
@@ -227,21 +227,15 @@ def few_pictures(
              f'test each picture once: {whole.value:.0%} of {len(d)}, {whole.low:.0%} to {whole.high:.0%}. No trick makes sixty pictures more than sixty.')
     return experiment('1. Thirty and thirty', d, p, rows, story, {'The same training, other draws': plot_lucky(accs, 10, whole), 'Training': plot_head(rs, d.y)})
 
-# %% ../nbs/37_experiments.ipynb #d2d1b2b0
-def best_threshold(score, positive):
-    "The threshold with the highest balanced accuracy: at or above it is called positive"
-    at = np.unique(score)
-    gain = [(score[positive] >= t).mean() - (score[~positive] >= t).mean() for t in at]
-    return at[int(np.argmax(gain))]
-
-def at_threshold(run, y, c=1):
+# %% ../nbs/37_experiments.ipynb #dcd86449
+def at_chosen(run, y, c=1):
     "Probabilities (n,2), their odds divided by those of the threshold that validation chose, so that one half is the line"
     s = run.logp[-1][:, c] - run.logp[-1][:, 1-c] # log odds
-    s = s - best_threshold(s[run.val], y[run.val] == c) + 1e-6
+    s = s - choose_threshold(s[run.val], y[run.val] == c).value + 1e-6
     out = np.empty((len(s), 2)); out[:, c] = 1/(1 + np.exp(-np.clip(s, -50, 50))); out[:, 1-c] = 1 - out[:, c]
     return out
 
-# %% ../nbs/37_experiments.ipynb #44756432
+# %% ../nbs/37_experiments.ipynb #31b077c1
 def imbalanced(
     d:Deck=None, # Two classes, the second the rare one. Default: 1000 + 30 generated slices
     seeds=2, epochs=15, lr=3e-5, **head, # As the RSNA's first project was set in the browser
@@ -249,7 +243,7 @@ def imbalanced(
     "Experiment 2: accuracy .97, and nothing found"
     d = d or head_deck(*head_slices(*((150, 15) if in_test() else (1000, 30)), seed=2), blood_window)
     rs, ws = (runs(d, seeds, balanced=b, epochs=epochs, lr=lr, **head) for b in (False, True))
-    ways = {'as trained': tested(rs, d.y), 'class weights': tested(ws, d.y), 'threshold': tested(rs, d.y, at_threshold)}
+    ways = {'as trained': tested(rs, d.y), 'class weights': tested(ws, d.y), 'threshold': tested(rs, d.y, at_chosen)}
     usual, rare = d.classes
     ask = {'accuracy': score_probs, f'{rare} found': lambda p, y: found(p, y, 1), f'{usual} left in peace': lambda p, y: found(p, y, 0)}
     rows = {f'{k}, {n}': f(p, d.y) for k, p in ways.items() for n, f in ask.items()}

@@ -19,14 +19,14 @@ import numpy as np, pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import binomtest, norm
 
-# %% ../nbs/32_judge.ipynb #b145de81
+# %% ../nbs/32_judge.ipynb #a845d7f0
 from .core import MedkitError, choose
-from .evaluate import (CLASS_METRICS, LOWER_IS_BETTER, Comparison, Estimate, around, auc_influence, check_predictions,
+from .evaluate import (CLASS_METRICS, LOWER_IS_BETTER, Estimate, Z, around, auc_influence, check_predictions,
                              check_trainings, class_metric, group_codes, group_note, metric_ends, paired_spread, placements, rate, resamples, score_interval, standard_error,
                              table_html, table_text, to_np, wander)
 from .pages import INK, MUTED, VALID, tidy
 
-# %% ../nbs/32_judge.ipynb #623540a9
+# %% ../nbs/32_judge.ipynb #4326a7a6
 class Paired(NamedTuple):
     "A `Comparison` with the test that made it and its p"
     difference:float
@@ -45,11 +45,11 @@ def mcnemar(
     if len(a) != len(b): raise MedkitError(f'A paired test needs the same cases on both sides: {len(a)} came against {len(b)}')
     n, gained, lost = len(a), int((a & ~b).sum()), int((~a & b).sum())
     x, y = (gained+1)/(n+2), (lost+1)/(n+2)  # one case more on each side: an interval with width where nobody disagrees
-    reach = norm.ppf(.975)*math.sqrt((x + y - (x-y)**2)/(n+2))
+    reach = Z*math.sqrt((x + y - (x-y)**2)/(n+2))
     p = binomtest(gained, gained+lost).pvalue if gained + lost else 1.
     return Paired((gained-lost)/n, max(x-y-reach, -1.), min(x-y+reach, 1.), n, float(p), "McNemar's exact test")
 
-# %% ../nbs/32_judge.ipynb #09aaa58b
+# %% ../nbs/32_judge.ipynb #2f8d60ca
 def macro_auc(p, t):
     "Mean one-vs-rest AUC over the classes that occur, and what each case adds to it, (n,)"
     there = [c for c in range(p.shape[1]) if 0 < (t == c).sum() < len(t)]
@@ -68,7 +68,7 @@ def delong(
     if (n > 0).sum() < 2 or n[n > 0].min() < 2: raise MedkitError(f"The classes have {', '.join(map(str, n))} cases: two of each of two classes are the least for an AUC's interval")
     (x, dx), (y, dy) = macro_auc(p, t), macro_auc(q, t)
     se = standard_error(dx - dy, group_codes(groups, len(t)))
-    return Paired(float(x-y), *(float(x - y + k*norm.ppf(.975)*se) for k in (-1, 1)), len(t), float(2*norm.sf(abs(x-y)/se)) if se else 1., "DeLong's test")
+    return Paired(float(x-y), *(float(x - y + k*Z*se) for k in (-1, 1)), len(t), float(2*norm.sf(abs(x-y)/se)) if se else 1., "DeLong's test")
 
 # %% ../nbs/32_judge.ipynb #7cd6024a
 def holm(
@@ -284,7 +284,7 @@ def plot_benefit(table) -> Figure:
     ax.set_ylim(-.35*top, 1.1*top); ax.set_xlabel('threshold: probability from which one acts', fontsize=9, color=MUTED); ax.legend(frameon=False, fontsize=9, labelcolor=INK)
     return fig
 
-# %% ../nbs/32_judge.ipynb #85390194
+# %% ../nbs/32_judge.ipynb #21681b90
 def difference(a:Estimate, b:Estimate, corr=0.) -> Estimate:
     "a - b with the interval that follows from theirs (MOVER; Zou & Donner, 2008)"
     def reach(x, y): return math.sqrt(max(x*x + y*y - 2*corr*x*y, 0))
@@ -294,7 +294,7 @@ def difference(a:Estimate, b:Estimate, corr=0.) -> Estimate:
 def p_of(d:Estimate) -> float:
     "The p that is below .05 where the interval leaves out 0; nan without an interval"
     reach = d.value - d.low if d.value > 0 else d.high - d.value
-    return math.nan if math.isnan(reach) else float(2*norm.sf(norm.ppf(.975)*abs(d.value)/reach)) if reach else 1.
+    return math.nan if math.isnan(reach) else float(2*norm.sf(Z*abs(d.value)/reach)) if reach else 1.
 
 # %% ../nbs/32_judge.ipynb #8b59c055
 def shuffled_gaps(f, p, t, names, codes, rng, n=500) -> tuple:

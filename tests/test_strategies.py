@@ -12,7 +12,8 @@ from medkit.loaders import image_dls
 from medkit.training import weights
 from medkit import contrastive, strategies
 from medkit.contrastive import contrastive_loss, few_labels, labelled_rows, linear_probe, logistic, pretrain_contrastive, raw_pixels, spread
-from medkit.strategies import STRATEGIES, bend, best_threshold, compare_strategies, one_against_rest
+from medkit.judge import choose_threshold
+from medkit.strategies import STRATEGIES, bend, compare_strategies, one_against_rest
 
 def picture_set(n=(96, 40, 40), classes=2, name='dots', edge=12, seed=0):
     "Noise with a brighter square whose place tells the class"
@@ -178,7 +179,7 @@ def test_what_cannot_be_compared(fake, tmp_path):
 
 def test_bending_keeps_the_order():
     rng = np.random.default_rng(0)
-    p = rng.random(500).round(2); t = best_threshold(p, (rng.random(500) < p**2).astype(int))
+    p = rng.random(500).round(2); t = choose_threshold(p, (rng.random(500) < p**2).astype(int), "macro f1").value
     b = bend(np.stack([1-p, p], 1), t)[:, 1]
     assert (np.diff(b[np.argsort(p)]) >= 0).all() and len(np.unique(b)) == len(np.unique(p)) and ((b > .5) == (p > t)).all() and 0 <= b.min() <= b.max() <= 1
 
