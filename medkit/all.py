@@ -13,7 +13,7 @@ from .phantom import head_ct, lesions, make_sample, organ_a, organ_b
 from .catalog import *
 from .images import *
 from .volumes import *
-from .hounsfield import WINDOWS, colour_range, window
+from .hounsfield import WINDOWS, colour_range, three_windows, window
 from .findings import Finding, Findings, stop_at
 from .decathlon import make_task, recipe
 from .teachable import picture_groups, same_pictures, write_tm
@@ -32,15 +32,27 @@ from .transfer import *
 from .models import SegmentModel, load_model, network, packaged, save_model
 from .predict import largest_component, predict, probabilities, show_mask, view, volumes_ml
 from .segment import *
+from .dicom import check_dicom, dicom_table, dicom_to_nifti, open_dicom, read_seg, show_positions, show_series, write_seg, write_series
+from .deidentify import burned_in_text, deidentify, phi_check
 from .evaluate import *
 from .pages import *
+from .judge import at_prevalence, at_threshold, choose_threshold, compare, decision_curve, delong, holm, mcnemar, subgroups
 from .crossval import cross_validate, make_folds
 from .budget import label_budget, pretrain_masked
 from .ladder import Step, climb, ladder, plot_ladder, run_ladder
 from .strategies import compare_strategies, fractions_figure, one_against_rest, strategies_figure
 from .experiments import tm_experiments
 from .studies import by_study, fuse, kappa, kappas, make_studies, open_studies, out_of_fold
+from .explore import explore
+from .duplicates import check_duplicates, copies, same_group
+from .volume_checks import check_volumes
+from .audit import audit
+from .checklist import checklist
+from .calibrate import calibrate, ece, fit_calibration, reliability, reliability_figure
+from .doubt import doubt, ood, selective, selective_figure
+from .shift import corrupt, corrupt_volume, external_test, robustness
 from .report import report
+from .explain import check_explanations, explain
 from .demo import demo
 
 # %% ../nbs/99_all.ipynb #72f0654b
