@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['LPS', 'CLASSES', 'LARGEST', 'ARCHIVES', 'PROGRAMS', 'BROKEN', 'PIXELS', 'HEADS', 'NUMBERS', 'SPLITS', 'FAULTS',
            'EMPTY_ALLOWED', 'head_volume', 'place_tags', 'patient_tags', 'slice_file', 'write_series', 'inflates_to',
-           'first_bytes', 'quietly', 'wrong_vrs', 'tag', 'pixel_faults', 'header', 'tags_in_words', 'frame_tags',
-           'unit_axes', 'place_of', 'slices_of', 'times', 'split_repeats', 'split_series', 'Series', 'Steps', 'steps',
-           'tilt', 'orientation_words', 'series_words', 'series_affine', 'in_own_words', 'decode', 'values', 'repeats',
-           'why_no_volume', 'series_image', 'out_of_order', 'geometry_findings', 'order_finding', 'value_findings',
-           'file_findings', 'mix_findings', 'DicomFolder', 'dicom_files', 'open_dicom', 'dicom_table', 'check_dicom',
-           'one_series', 'dicom_to_nifti', 'turned', 'tilted', 'greys', 'picture', 'show_series', 'side_lines',
-           'show_positions', 'code_of', 'segment_of', 'mask_of', 'source_frames', 'write_seg', 'read_seg']
+           'first_bytes', 'quietly', 'wrong_vrs', 'plain', 'tag', 'pixel_faults', 'header', 'tags_in_words',
+           'frame_tags', 'unit_axes', 'place_of', 'slices_of', 'times', 'split_repeats', 'split_series', 'Series',
+           'Steps', 'steps', 'tilt', 'orientation_words', 'series_words', 'series_affine', 'in_own_words', 'decode',
+           'values', 'repeats', 'why_no_volume', 'series_image', 'out_of_order', 'geometry_findings', 'order_finding',
+           'value_findings', 'file_findings', 'mix_findings', 'DicomFolder', 'dicom_files', 'open_dicom', 'dicom_table',
+           'check_dicom', 'one_series', 'dicom_to_nifti', 'turned', 'tilted', 'greys', 'picture', 'show_series',
+           'side_lines', 'show_positions', 'code_of', 'segment_of', 'mask_of', 'source_frames', 'write_seg', 'read_seg']
 
-# %% ../nbs/25_dicom.ipynb #bb2177c8
-import contextlib, logging, nibabel as nib, numpy as np, pandas as pd, pydicom, struct, warnings, zlib
+# %% ../nbs/25_dicom.ipynb #153effa6
+import contextlib, logging, nibabel as nib, numpy as np, pandas as pd, pydicom, re, struct, warnings, zlib
 from collections import Counter
 from dataclasses import dataclass, field as default
 from pathlib import Path
@@ -158,11 +158,15 @@ def quietly():
         with warnings.catch_warnings(), pydicom.config.disable_value_validation(): warnings.simplefilter('ignore'); log.setLevel(logging.CRITICAL); yield
     finally: log.setLevel(level)
 
-# %% ../nbs/25_dicom.ipynb #b75bfa68
+# %% ../nbs/25_dicom.ipynb #b2f9edab
 def wrong_vrs(ds) -> list:
     "Keywords of the tags whose value representation is not the standard's (PS3.6)"
     def fits(e): return e.VR in (None, 'UN') or e.tag.is_private or not dictionary_has_tag(e.tag) or e.VR in dictionary_VR(e.tag)
     return [keyword_for_tag(e.tag) for e in map(ds.get_item, ds.keys()) if not fits(e)]
+
+def plain(keyword, text) -> bool:
+    "Whether a text is of the kind that the tag holds. Where a length is broken, a value swallows the tags behind it, the patient's name among them"
+    return re.fullmatch(r'[A-Za-z0-9 _]{0,16}', text) is not None if dictionary_VR(keyword) == 'CS' else text.isprintable() and '^' not in text and len(text) <= 64
 
 def tag(
     ds, keyword,
@@ -177,6 +181,7 @@ def tag(
         if n:
             many = tuple(float(o) for o in many)
             if len(many) != n or not np.isfinite(many).all(): raise ValueError
+        if not all(plain(keyword, o) for o in many if isinstance(o, str)): raise ValueError
         return many if len(many) > 1 else many[0]
     except BROKEN:
         if faults is not None: faults.append(keyword)
