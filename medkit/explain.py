@@ -204,7 +204,7 @@ def check_how(method, layer, how):
     for k in how: choose(k, [k for k in known if k != 'layer'] or ['none: it has none'], f'argument of {method}')
     return m
 
-# %% ../nbs/59_explain.ipynb #b9402f4f
+# %% ../nbs/59_explain.ipynb #8d687f2f
 def attribute(
     model,
     x,           # Batch (B,c,h,w) or (B,c,d,h,w) as the loader makes it
@@ -220,7 +220,7 @@ def attribute(
     t, out = np.broadcast_to(to_np(targets), len(x)), np.empty((len(x), *x.shape[2:]), np.float32)
     for k in np.unique(t):
         rows = np.flatnonzero(t == k)
-        part = x[torch.as_tensor(rows, device=x.device)]
+        part = x[torch.as_tensor(rows, device=x.device)].requires_grad_() # or captum warns that it does this itself
         with torch.enable_grad(): out[rows] = to_np(m.run(Score(model, part, int(k), where), part, **how))
     return out
 
