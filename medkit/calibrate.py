@@ -82,18 +82,18 @@ def draw_reliability(ax, below, probs, targs, title, bins, equal):
     per = f'{r.n.min()}' if r.n.min() == r.n.max() else f'{r.n.min()} to {r.n.max()}'
     below.set_xlabel(f'how sure it was ({len(r)} bins of {per} answers)', color=MUTED, fontsize=9)
 
-# %% ../nbs/55_calibrate.ipynb #59a601a4
+# %% ../nbs/55_calibrate.ipynb #939d049f
 def reliability_figure(
-    probs,        # (n,c) probabilities; several models or stages as {'before': ..., 'after': ...}
-    targs,        # (n,) true classes, or (n,c) labels of 0 and 1
+    probs,        # (n,c) probabilities; several as {'before': ..., 'after': ...}, and of other pictures as {'home': (probs, targs), 'away': ...}
+    targs=None,   # (n,) true classes, or (n,c) labels of 0 and 1
     bins=10,
     equal='mass', # See `bin_of`
 ) -> Figure:
     "How often answers of each confidence were right; on the dotted line a model is calibrated"
-    many = probs if isinstance(probs, dict) else {'': probs}
+    many = {k: v if targs is None else (v, targs) for k, v in (probs if isinstance(probs, dict) else {'': probs}).items()}
     fig = Figure(figsize=(3.9*len(many)+.3, 3.9), layout='constrained')
     axs = fig.subplots(2, len(many), sharex=True, squeeze=False, height_ratios=(3.4, 1))
-    for (ax, below), (name, q) in zip(axs.T, many.items()): draw_reliability(ax, below, q, targs, name, bins, equal)
+    for (ax, below), (name, (q, t)) in zip(axs.T, many.items()): draw_reliability(ax, below, q, t, name, bins, equal)
     return fig
 
 # %% ../nbs/55_calibrate.ipynb #40c5be75
