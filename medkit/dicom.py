@@ -388,7 +388,7 @@ def values(path, frame=None) -> np.ndarray:
     if x.ndim != 2: raise MedkitError(f'{Path(path).name} is a colour picture or has several frames: values wants one grey slice; picture shows colours')
     with in_own_words(path): return np.asarray(apply_modality_lut(x, ds), dtype=np.float32)
 
-# %% ../nbs/25_dicom.ipynb #5c75e511
+# %% ../nbs/25_dicom.ipynb #59ae130c
 def repeats(series) -> tuple:
     "(slices that repeat the one before, pixel for pixel; slices that lie where the one before lies, with other pixels)"
     twins = [i for i in range(len(series)) if i not in steps(series).keep]
@@ -403,9 +403,9 @@ def why_no_volume(series) -> str:
     if not series.placed: return 'its slices have no positions'
     if not str(series.slices[0]['colours']).startswith('MONOCHROME'): return 'its pictures are in colour'
     st = steps(series)
-    if st.gaps: return f'{sum(n for _, n in st.gaps)} slices are missing'
-    if st.uneven: return f'{len(st.uneven)} steps are uneven'
-    return f'{len(other)} places hold two different slices' if (other := repeats(series)[1]) else ''
+    if st.gaps: return f'slices are missing ({sum(n for _, n in st.gaps)})'
+    if st.uneven: return f'its steps are uneven ({len(st.uneven)} of {len(st.keep) - 1})'
+    return f'two different slices lie at one place ({len(other)} times)' if (other := repeats(series)[1]) else ''
 
 # %% ../nbs/25_dicom.ipynb #505c3108
 def series_image(series) -> nib.Nifti1Image:
@@ -417,7 +417,7 @@ def series_image(series) -> nib.Nifti1Image:
     img = nib.Nifti1Image(x, series_affine(series)); img.header.set_xyzt_units('mm')
     return img
 
-# %% ../nbs/25_dicom.ipynb #2e90d1e4
+# %% ../nbs/25_dicom.ipynb #5bdbf4db
 def out_of_order(series, key) -> int:
     "How many neighbours are no neighbours any more when the slices are sorted by `key`"
     order = sorted(range(len(series)), key=lambda i: key(series.slices[i]))
@@ -430,8 +430,8 @@ def geometry_findings(series) -> list:
     if st.gaps: add('missing slices', 'error', f"{who}: {sum(n for _, n in st.gaps)} missing, after {', '.join(f'{series.positions[i]:.1f} mm' for i, _ in st.gaps[:5])}.", 'Export it again; never close the gap.', where(i for i, _ in st.gaps))
     if st.uneven: add('uneven spacing', 'error', f'{who}: {len(st.uneven)} of {len(st.keep) - 1} steps differ from the usual {np.linalg.norm(st.usual):.2f} mm.', 'It may mix scans; export it again, or resample it knowingly.', where(st.uneven))
     equal, other = repeats(series) if len(st.keep) < len(series) else ([], [])
-    if equal: add('duplicate slices', 'warning', f'{who}: {len(equal)} slices are stored twice.', 'One of each is used.', where(equal))
-    if other: add('duplicate slices', 'error', f'{who}: {len(other)} slices lie where another one lies, with other or unreadable pixels.', 'It mixes two scans; find the tag that tells them apart.', where(other))
+    if equal: add('duplicate slices', 'warning', f'{who}: stored twice: {len(equal)} of {len(series)} slices.', 'One of each is used.', where(equal))
+    if other: add('duplicate slices', 'error', f'{who}: at the place of another, with other or unreadable pixels: {len(other)} of {len(series)} slices.', 'It mixes two scans; find the tag that tells them apart.', where(other))
     if (t := tilt(series)) > .2: add('gantry tilt', 'warning', f'{who}: the slices are tilted by {t:.1f} degrees.', 'The affine is sheared; resample before you count on right angles.', series.files[:1])
     return found
 

@@ -76,7 +76,7 @@ def test_missing_and_double(tmp_path, how, check):
 def test_two_different_slices_at_one_place(tmp_path):
     files = write_series(HU, AFFINE, tmp_path, double=[3]); rewrite(files[3], PixelData=bytes(20*24*2))
     assert [(f.check, f.severity) for f in check_dicom(tmp_path)][0] == ('duplicate slices', 'error')
-    with pytest.raises(MedkitError, match='two different'): series_image(one_series(tmp_path))
+    with pytest.raises(MedkitError, match='two different slices'): series_image(one_series(tmp_path))
 
 def test_uneven(tmp_path):
     files = write_series(HU, AFFINE, tmp_path); p = [float(o) for o in pydicom.dcmread(files[4]).ImagePositionPatient]
