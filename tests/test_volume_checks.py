@@ -1,0 +1,60 @@
+"""Volumes: faults that the notebook does not plant, each in a set of its own, and what must stay quiet."""
+import nibabel as nib, numpy as np, pytest
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from medkit.findings import Findings
+from medkit.phantom import make_sample
+from medkit.volume_checks import check_volumes, islands, unlike
+
+@pytest.fixture
+def folder(tmp_path): return make_sample('organ_a', tmp_path/'a', n=6, seed=3)
+
+def change(folder, kind, i, f):
+    "Replace the image or mask of case `i` by `f(array, affine)`"
+    file = folder/kind/f'organ_a_{i:03}.nii.gz'
+    img = nib.load(file)
+    x, affine = f(np.asarray(img.dataobj), img.affine.copy())
+    nib.save(nib.Nifti1Image(x, affine), file)
+    return str(file)
+
+def checks(folder): return {f.check: f for f in check_volumes(folder) if f.severity != 'note'}
+
+def test_a_clean_set_is_quiet(folder): assert checks(folder) == {}
+
+@pytest.mark.parametrize('kind,check,f', [
+    ('imagesTr', 'not finite', lambda x, a: (np.where(np.arange(x.size).reshape(x.shape) == 99, np.nan, x).astype('f4'), a)),
+    ('imagesTr', 'constant', lambda x, a: (np.full_like(x, 7), a)),
+    ('labelsTr', 'mask of fractions', lambda x, a: (x.astype('f4')*.7, a)),
+    ('labelsTr', 'mask off its image', lambda x, a: (x[:-1], a)),
+    ('labelsTr', 'unusual volume', lambda x, a: (x*(np.cumsum(x > 0).reshape(x.shape) < .2*(x > 0).sum()).astype(x.dtype), a)),
+    ('labelsTr', 'label missing', lambda x, a: (np.minimum(x, 1), a))])
+def test_one_fault(folder, kind, check, f):
+    file = change(folder, kind, 2, f)
+    found = checks(folder)
+    assert check in found and any(file.split('/')[-1].split('\\')[-1] in i for i in found[check].items), Findings(found.values())
+
+def test_a_copy_in_another_orientation_and_scale(folder):
+    "The voxels of case 0, turned, times three plus five, under the name of case 4"
+    src = nib.load(folder/'imagesTr/organ_a_000.nii.gz')
+    turn = ornt_transform(io_orientation(src.affine), axcodes2ornt('SPL'))
+    other = src.as_reoriented(turn)
+    change(folder, 'imagesTr', 4, lambda x, a: ((np.asarray(other.dataobj)*3. + 5).astype('f4'), other.affine))
+    found = checks(folder)['copies']
+    assert sorted(i[-10:-7] for i in found.items) == ['000', '004'] and found.severity == 'error'
+
+def test_findings_draw(folder):
+    change(folder, 'labelsTr', 1, lambda x, a: (x*0, a))
+    fig = checks(folder)['empty mask'].draw()
+    assert len(fig.axes) == 3
+
+def test_islands_against_a_distance_by_hand():
+    m = np.zeros((40, 10, 10), bool)
+    m[:10], m[22:24, 2:4, 2:4] = True, True
+    assert islands(m, (2, 1, 1)) == (8, 26.) and islands(m[:10], (1, 1, 1)) == (0, 0.)
+
+def test_unlike_says_nothing_of_three(): assert not unlike([1, 1, 100], 1).any()
+
+@pytest.mark.realdata
+def test_real_sets(real_data, tmp_path):
+    "Hippocampus: no errors, no copies; the intensity scale is noted"
+    found = {f.check: f for f in check_volumes(real_data/'Task04_Hippocampus')} if (real_data/'Task04_Hippocampus').is_dir() else pytest.skip('hippocampus absent')
+    assert all(f.severity != 'error' for f in found.values()) and 'intensity scale' in found
