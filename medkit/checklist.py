@@ -124,9 +124,9 @@ def check_sizes(d, out) -> tuple:
     with atomic(out/'sizes.csv') as f: df.to_csv(f, index=False)
     return True, evidence, ['sizes.csv']
 
-# %% ../nbs/54_checklist.ipynb #ab607f55
+# %% ../nbs/54_checklist.ipynb #df750ff8
 def sums(folder) -> dict:
-    "SHA-256 of each file below a folder"
+    "SHA-256 of each file below a folder, by its name: a list of raw files stays where they are kept"
     files = files_of(folder)
     def one(f):
         h = hashlib.sha256()
