@@ -408,13 +408,13 @@ def outliers(
     off = np.abs(x - np.median(x[ok]))
     return ok & (off > np.maximum(3.5*1.4826*np.median(off[ok]), math.log(1.1)))
 
-# %% ../nbs/50_explore.ipynb #4b59070e
+# %% ../nbs/50_explore.ipynb #ab815502
 MEASURED = {**{f'{k} spacing': f'spacing in {k} (mm)' for k in 'xyz'}, **{f'{k} mm': f'size in {k} (mm)' for k in 'xyz'}, 'p99.5': 'brightness (99.5 % quantile)'}
 
 def stands_out(df, col) -> np.ndarray: # bool (n,)
-    "`outliers` of a column, as long as they are few: where over a tenth (and over 5) are far from the median, there are several kinds of cases"
+    "`outliers` of a column, as long as they are few: where over a tenth (and over 2) are far from the median, there are several kinds of cases"
     far = outliers(df[col])
-    return far if far.sum() <= max(5, len(df)/10) else np.zeros(len(df), bool)
+    return far if far.sum() <= max(2, len(df)/10) else np.zeros(len(df), bool)
 
 def several_kinds(df) -> list:
     "A sentence for each measured column in which too many are far from the median to be called outliers"
@@ -576,7 +576,7 @@ def read_voxels(vs, df, seed=0) -> tuple: # The table with what was found, [(spl
     good = {i: g for i,g in got.items() if not isinstance(g, str)}
     return df, [(df.split[i], g[1]) for i,g in good.items()], [g[2] for g in good.values()]
 
-# %% ../nbs/50_explore.ipynb #b688d6dd
+# %% ../nbs/50_explore.ipynb #fad662ae
 def volume_notes(df, vs, n_read) -> list:
     "What is odd about a table of cases"
     bad = df[df.problem.notna()] if 'problem' in df else df[:0]
@@ -587,7 +587,7 @@ def volume_notes(df, vs, n_read) -> list:
             + [f'{len(odd)} of {len(df)} cases stand out. ' + ' '.join(f'{k}: {w}.' for k,w in list(odd.items())[:5]) + f' The other {len(odd)-5} are red in the figure.'*(len(odd) > 5)]*bool(odd)
             + several_kinds(df)
             + [f'The files are turned in {len(codes)} ways ({", ".join(f"{k} {n}" for k,n in codes.items())}); everything here is shown in RAS order.']*(len(codes) > 1)
-            + [f'{thick} cases have slices more than 3 times as thick as their pixels are wide: plan the spacing with care.']*bool(thick)
+            + [f'{thick} of {len(df)} cases have slices more than 3 times as thick as their pixels are wide: plan the spacing with care.']*bool(thick)
             + [f'Headers are of all {len(df)} cases; voxels of {n_read} of them, drawn by chance, were read.']*(n_read < len(df) - len(bad)))
 
 def label_counts(df, vs, splits) -> pd.DataFrame:
