@@ -13,8 +13,8 @@ __all__ = ['LPS', 'CLASSES', 'LARGEST', 'ARCHIVES', 'PROGRAMS', 'BROKEN', 'PIXEL
            'check_dicom', 'one_series', 'dicom_to_nifti', 'turned', 'tilted', 'greys', 'picture', 'show_series',
            'side_lines', 'show_positions', 'code_of', 'segment_of', 'mask_of', 'source_frames', 'write_seg', 'read_seg']
 
-# %% ../nbs/25_dicom.ipynb #153effa6
-import contextlib, logging, nibabel as nib, numpy as np, pandas as pd, pydicom, re, struct, warnings, zlib
+# %% ../nbs/25_dicom.ipynb #9fdea37d
+import contextlib, logging, nibabel as nib, numpy as np, pandas as pd, pydicom, re, struct, threading, warnings, zlib
 from collections import Counter
 from dataclasses import dataclass, field as default
 from pathlib import Path
@@ -119,8 +119,8 @@ def write_series(
         slice_file(np.rint((hu[:, :, k].T.astype(float) - intercept[k])/slope[k]), {t: v for t, v in every.items() if v is not None}, uid).save_as(f, enforce_file_format=True)
     return files
 
-# %% ../nbs/25_dicom.ipynb #ec0999fb
-LARGEST = 1 << 29                                                                               # bytes that one file may unpack to; no slice and few whole scans have more
+# %% ../nbs/25_dicom.ipynb #70104570
+LARGEST = 1 << 31                                                                               # bytes that a compressed file may unpack to; a scan of 4000 slices has as many
 ARCHIVES = b'PK\x03\x04', b'\x1f\x8b', b'BZh', b'\xfd7zXZ', b'7z\xbc\xaf', b'Rar!'
 PROGRAMS = b'MZ', b'\x7fELF', b'#!', b'PK'
 BROKEN = (EOFError, OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError, RuntimeError, OverflowError, MemoryError, AssertionError,
@@ -149,14 +149,28 @@ def first_bytes(path) -> tuple:
     bare = head[:2] in (b'\x08\0', b'\x02\0', b'\0\x08') and len(head) == 132                 # group 0008 or 0002: the preamble was left out
     return (True, ['no preamble']) if bare else (False, ['not DICOM'])
 
-# %% ../nbs/25_dicom.ipynb #f26b76dc
+# %% ../nbs/25_dicom.ipynb #c739eb5d
+_lock, _readers, _silence = threading.Lock(), [], contextlib.ExitStack()
+
+@contextlib.contextmanager
+def _silenced():
+    log = logging.getLogger('pydicom'); level = log.level
+    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+        warnings.simplefilter('ignore'); log.setLevel(logging.CRITICAL)
+        try: yield
+        finally: log.setLevel(level)
+
 @contextlib.contextmanager
 def quietly():
-    "Read without pydicom's warnings and log, which quote the values"
-    log = logging.getLogger('pydicom'); level = log.level
-    try:
-        with warnings.catch_warnings(), pydicom.config.disable_value_validation(): warnings.simplefilter('ignore'); log.setLevel(logging.CRITICAL); yield
-    finally: log.setLevel(level)
+    "Read without pydicom's warnings and log, which quote the values. They belong to the process: of several threads the first turns them off, the last on again"
+    with _lock:
+        if not _readers: _silence.enter_context(_silenced())
+        _readers.append(1)
+    try: yield
+    finally:
+        with _lock:
+            _readers.pop()
+            if not _readers: _silence.close()
 
 # %% ../nbs/25_dicom.ipynb #b2f9edab
 def wrong_vrs(ds) -> list:
@@ -186,7 +200,7 @@ def tag(
     except BROKEN:
         if faults is not None: faults.append(keyword)
 
-# %% ../nbs/25_dicom.ipynb #562abf2f
+# %% ../nbs/25_dicom.ipynb #9887f0a5
 PIXELS = 'PixelData', 'FloatPixelData', 'DoubleFloatPixelData'
 
 def pixel_faults(
@@ -199,7 +213,7 @@ def pixel_faults(
     sizes = [tag(ds, k, 1) for k in ('Rows', 'Columns', 'BitsAllocated')]; more = [tag(ds, k, 1) or 1 for k in ('SamplesPerPixel', 'NumberOfFrames')]
     if not all(sizes): return ['unreadable']
     n, e, syntax = np.prod(sizes + more)/8, ds.get_item(name), ds.file_meta.get('TransferSyntaxUID', ExplicitVRLittleEndian)
-    if n > LARGEST: return ['bomb']
+    if n > max(LARGEST, size): return ['bomb']                                                  # what is as large on the disk hides nothing
     if not syntax.is_compressed or syntax.is_deflated:
         short = len(e.value) < int(n) if e.value is not None else e.length < int(n) or e.value_tell + e.length > size
         return ['truncated'] if short and 'YBR_FULL_422' not in ds.get('PhotometricInterpretation', '') else []
@@ -235,7 +249,7 @@ def tags_in_words(
     syntax = ds.file_meta.get('TransferSyntaxUID', pydicom.uid.UID(''))
     return {h: int(v) if isinstance(v, float) and v.is_integer() else v for h, v in row.items()} | dict(storage=syntax.name if syntax.is_transfer_syntax else None)
 
-# %% ../nbs/25_dicom.ipynb #7311aa69
+# %% ../nbs/25_dicom.ipynb #5f17ca2a
 SPLITS = 'EchoTime ImageType DiffusionBValue InversionTime TemporalPositionIdentifier TriggerTime AcquisitionNumber'.split()  # what tells two slices at one place apart
 
 def frame_tags(
@@ -257,7 +271,8 @@ def place_of(
     "Where a slice lies, and what else tells it from others; None where a tag is absent or senseless"
     def get(k): return tag(ds, k, NUMBERS.get(k), faults)
     turn, mm = get('ImageOrientationPatient'), get('PixelSpacing')
-    turn, mm = turn if unit_axes(turn) else None, mm if mm and min(mm) > 0 else None
+    if turn and not unit_axes(turn): turn = faults.append('ImageOrientationPatient')           # the place stays unknown
+    if mm and min(mm) <= 0: mm = faults.append('PixelSpacing')
     return dict(at=get('ImagePositionPatient'), turn=turn, mm=mm, thick=get('SpacingBetweenSlices') or get('SliceThickness'), **{k: get(k) for k in SPLITS})
 
 def slices_of(ds, file, faults) -> list:
@@ -407,12 +422,13 @@ def why_no_volume(series) -> str:
     if st.uneven: return f'its steps are uneven ({len(st.uneven)} of {len(st.keep) - 1})'
     return f'two different slices lie at one place ({len(other)} times)' if (other := repeats(series)[1]) else ''
 
-# %% ../nbs/25_dicom.ipynb #505c3108
+# %% ../nbs/25_dicom.ipynb #6dc075f5
 def series_image(series) -> nib.Nifti1Image:
     "A series as a NIfTI image in memory: values in HU or the series' unit, its affine in mm, RAS"
     if why := why_no_volume(series): raise MedkitError(f'{series!r} is no volume, {why}: look at check_dicom(folder), and export it again')
     keep = [series.slices[i] for i in steps(series).keep]
     x = np.stack([values(series.folder/s['file'], s['frame']).T for s in keep], -1)
+    if not np.isfinite(x).all(): raise MedkitError(f'{series!r} holds values that are not finite: its slope or intercept is broken, export it again')
     if (x == np.rint(x)).all() and abs(x).max() < 1 << 15: x = x.astype(np.int16)              # HU are whole numbers, and half the size
     img = nib.Nifti1Image(x, series_affine(series)); img.header.set_xyzt_units('mm')
     return img
@@ -453,7 +469,7 @@ def value_findings(series) -> list:
     elif s['colours'] != 'MONOCHROME2': add('colour', 'note', f'{who}: its pictures are in colour.', 'picture shows it as RGB; no volume is made.')
     return found
 
-# %% ../nbs/25_dicom.ipynb #fdc7d4da
+# %% ../nbs/25_dicom.ipynb #07be0156
 FAULTS = {   # name: severity, what is wrong with the files, what to do
     'unreadable': ('error', 'broken, cut off, or without the tags that every DICOM object has', 'Export again.'),
     'truncated': ('error', 'shorter than the header says', 'Copy or export again.'),
@@ -461,7 +477,7 @@ FAULTS = {   # name: severity, what is wrong with the files, what to do
     'archive in disguise': ('error', 'an archive under another name', 'If you trust where it comes from, unpack it in a folder of its own.'),
     'program in the preamble': ('warning', 'DICOM that begins as a program or an archive does', 'Never start or unpack it; the picture itself was read.'),
     'no decoder': ('error', 'compressed in a way for which no decoder is installed', 'pip install "medkit[dicom]".'),
-    'wrong VR': ('warning', "values of another kind than the standard's", 'These tags are not trusted; export again.'),
+    'wrong VR': ('warning', "values of another kind than the standard's, or senseless ones", 'These tags are not trusted; export again.'),
     'not DICOM': ('warning', 'no DICOM', 'Keep other files elsewhere.'),
     'no preamble': ('note', 'DICOM without the mark at byte 128', 'Nothing: it was read. Other programs may refuse it.'),
     'same file twice': ('warning', 'a copy of an object that is in the folder already', 'One of each is used; remove the other.'),

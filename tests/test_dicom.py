@@ -201,6 +201,15 @@ def test_no_pixels_and_wrong_vr(tmp_path):
     assert 'Zebedee' not in repr(d) and len(d.table) == 5
     assert header(sample('test-SR.dcm'))[1] == ['no picture'] and checks(sample('rtplan.dcm')) == ['no picture']
 
+def test_senseless_places_and_values(tmp_path):
+    files = write_series(HU, AFFINE, tmp_path/'a')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        for f, (k, v) in zip(files, dict(ImagePositionPatient=['nan', '0', '0'], ImageOrientationPatient=['1', '0', '0', '1', '0', '0'], PixelSpacing=['0', '1']).items()): rewrite(f, **{k: v})
+    assert len(check_dicom(tmp_path/'a').of('wrong VR')[0].items) == 3 and sorted(len(s) for s in open_dicom(tmp_path/'a').series) == [1, 1, 1, 5]
+    for f in write_series(HU, AFFINE, tmp_path/'b', number=2): rewrite(f, RescaleSlope='1e300')
+    with pytest.raises(MedkitError, match='not finite'): series_image(one_series(tmp_path/'b'))
+
 def test_packaged_folder_of_every_oddity_is_described():
     d = open_dicom(sample('CT_small.dcm').parent)
     assert len(d.table) > 100 and {'truncated', 'archive in disguise', 'not DICOM', 'no picture', 'unreadable', 'wrong VR', 'multi-frame', 'colour'} <= {f.check for f in d.findings}
