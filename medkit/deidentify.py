@@ -337,13 +337,13 @@ def two_folders(folder, out) -> tuple:
 
 def files_of(folder) -> list: return sorted(f for f in Path(folder).rglob('*') if f.is_file())
 
-# %% ../nbs/26_deidentify.ipynb #b1d4b372
+# %% ../nbs/26_deidentify.ipynb #98decb7b
 SIGNS = {
     'a date': r'(?<!\d)(?:19|20)\d\d([-./_]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12]\d|3[01])(?!\d)|(?<![\d.])\d{1,2}([./-])\d{1,2}\2(?:19|20)\d\d(?!\d)|(?<!\d)\d{1,2}/\d{1,2}/\d\d(?!\d)|\d{1,2}[-. ]*(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*[-., ]*(?:19|20)\d\d',
     'a time of day': r'time=\d{5,6}', # as dcm2niix writes into `descrip`
     'an e-mail address': r'[\w.+-]+@[\w-]+\.\w{2,}',
     'a phone number': r'\+\d[\d ()/-]{7,}\d|(?<![\w.])\(?\d{3,5}\)?[ /-]\d{3,4}[ -]\d{3,5}(?![\w.])',
-    'a name': r"[^\W\d]{2,}\^[^\W\d]+|\b(?:dr|prof|mr|mrs|ms|herr|frau|patient|name)\b[.: _]+[^\W\d]{3,}",
+    'a name': r"[^\W\d]{2,}\^[^\W\d]+|\b(?:dr|prof|mrs|herr|frau)\b[.: _]+[^\W\d]{3,}|\b(?:mr|ms)\. *[^\W\d]{3,}|\b(?:patient|name)\s*[:=]\s*[^\W\d]{3,}",
     'a long number': r'(?<![a-f\d.])(?!000)\d{7,}(?![a-f\d.])',
     'a UID': r'(?<![\d.])[12]\.\d+(?:\.\d+){5,}'}
 
