@@ -148,7 +148,7 @@ def _finding(rows, check, severity, what, todo, of='label'):
     text = f'{len(rows)} case{"s" if len(rows) > 1 else ""} {what}'
     return [Finding(check, severity, text, todo, items, None if 'error' in rows[0] else lambda: _draw(rows))]
 
-# %% ../nbs/52_volume_checks.ipynb #056cfaae
+# %% ../nbs/52_volume_checks.ipynb #fb62ad85
 def check_files_of(rows, n):
     "What is wrong with a case in itself"
     def of(key, value=True): return [r for r in rows if r.get(key) == value]
@@ -169,7 +169,7 @@ def check_masks_of(rows, n):
     mirrored = [r for r in judged if r['mirror'] > 1.15 and r['mirror'] > r['slip']]
     slipped = [r for r in judged if r['slip'] > SLIPPED and r not in mirrored]
     stray, touch = [r for r in seen if r['stray']], [r for r in seen if r['touches']]
-    usual = {a for r in seen for a in r['absent'] if sum(a in q['absent'] for q in seen) <= .1*len(seen)}
+    usual = {a for r in seen for a in r["absent"] if sum(a in q["absent"] for q in seen) <= max(len(seen) > 4, .1*len(seen))}
     lacks = [r for r in seen if set(r['absent']) & usual]
     size = [r for r, odd in zip(seen, unlike(np.log([r['ml'] for r in seen]), np.log(2))) if odd]
     place = [r for r, odd in zip(seen, np.any([unlike([r['place'][d] for r in seen], 15) for d in range(3)], 0)) if odd]
@@ -180,8 +180,7 @@ def check_masks_of(rows, n):
     out += _finding(size, 'unusual volume', 'warning', f'of {n} have an organ of unusual size ({size[0]["ml"] if size else 0:.1f} ml in the first, {np.median([r["ml"] for r in seen]) if seen else 0:.1f} ml in the median).', 'Look whether all of it was drawn, and whether the spacing is right.')
     out += _finding(place, 'unusual place', 'warning', f'of {n} have the organ at an unusual place in the volume.', 'Look whether another region was scanned, or the mask belongs to another case.')
     if seen and not judged: out.append(Finding('mask position not judged', 'note', f'The border of the organ is not the strongest edge nearby (ratio {np.median([r["slip"] for r in seen]):.2f} in the median of {len(seen)} masks): slipped or mirrored masks cannot be told from right ones.', 'Look at outlines on images.'))
-    few = len(touch) <= .2*len(seen)
-    return out + _finding(touch, 'cut off', 'warning' if few and len(seen) > 4 else 'note', f'of {n} have an organ that touches the border of the volume.', 'Part of it may be missing: look, and keep it in mind for volumes.')
+    return out + _finding(touch, 'cut off', 'note', f'of {n} have an organ that touches the border of the volume.', 'Part of it may be missing: look, and keep it in mind for volumes.')
 
 # %% ../nbs/52_volume_checks.ipynb #f167eb04
 def _log_range(r): return np.log10(max(r['high'] - r['low'], 1e-12))

@@ -25,7 +25,7 @@ def test_a_clean_set_is_quiet(folder): assert checks(folder) == {}
     ('imagesTr', 'constant', lambda x, a: (np.full_like(x, 7), a)),
     ('labelsTr', 'mask of fractions', lambda x, a: (x.astype('f4')*.7, a)),
     ('labelsTr', 'mask off its image', lambda x, a: (x[:-1], a)),
-    ('labelsTr', 'unusual volume', lambda x, a: (x*(np.cumsum(x > 0).reshape(x.shape) < .2*(x > 0).sum()).astype(x.dtype), a)),
+    ('labelsTr', 'unusual volume', lambda x, a: (x*(np.cumsum(x > 0).reshape(x.shape) < .03*(x > 0).sum()).astype(x.dtype), a)),
     ('labelsTr', 'label missing', lambda x, a: (np.minimum(x, 1), a))])
 def test_one_fault(folder, kind, check, f):
     file = change(folder, kind, 2, f)
