@@ -113,7 +113,7 @@ def standard_error(off, codes=None) -> float:
     g = max((sums != 0).sum(), 2)
     return max(alone, math.sqrt(g/(g-1)*(sums**2).sum()))
 
-# %% ../nbs/30_evaluate.ipynb #3e9e1e4f
+# %% ../nbs/30_evaluate.ipynb #b78eb7b4
 def bounded(
     value,
     off,         # (n,) what each case adds to it: the parts of its influence function
@@ -121,9 +121,10 @@ def bounded(
     codes=None,  # From `group_codes`
     ends=(0, 1), # The smallest and the largest value that there can be
     g=None,      # Groups that it stands on; all when absent
+    df=math.inf, # Of single cases, where their spread is known from few
 ) -> Estimate:
     "An estimate with its `score_interval`; none for fewer than three groups"
-    if codes is None: return Estimate(value, *score_interval(value, standard_error(off), n, ends), n)
+    if codes is None: return Estimate(value, *score_interval(value, standard_error(off), n, ends, df), n)
     g = g or codes.max() + 1
     if g < 3: return Estimate(value, math.nan, math.nan, n)
     return Estimate(value, *score_interval(value, standard_error(off, codes), g, ends, g-1), n)
@@ -365,7 +366,7 @@ def check_predictions(probs, targs, vocab):
     if (bad := np.flatnonzero(~np.isin(t, np.arange(c)))).size: raise MedkitError(f'targs[{bad[0]}] is {t[bad[0]]}: true classes are whole numbers from 0 to {c-1}')
     return p, t.astype(int)
 
-# %% ../nbs/30_evaluate.ipynb #ff8cb5db
+# %% ../nbs/30_evaluate.ipynb #b65d4acf
 def f1_estimate(pos, called, codes=None) -> Estimate:
     "F1 of one class from the share J = both/either, F1 = 2J/(1+J); n counts those that have it"
     value, low, high, _ = rate(pos & called, pos | called, codes)
@@ -377,7 +378,8 @@ def pr_auc_estimate(score, pos, codes=None) -> Estimate:
     m = int(pos.sum())
     if not m: return Estimate(math.nan, math.nan, math.nan, 0)
     a = float(average_precision(np.ones((1, len(pos))), score, pos)[0])
-    return bounded(a, ap_influence(score, pos), m, codes) if m > 1 else Estimate(a, math.nan, math.nan, m)
+    if m < 2: return Estimate(a, math.nan, math.nan, m)
+    return bounded(a, ap_influence(score, pos), m, codes, df=m-1, g=None if codes is None else len(np.unique(codes[pos])))  # the positives decide, and they are few
 
 # %% ../nbs/30_evaluate.ipynb #0639d68d
 def score_class(
@@ -570,15 +572,15 @@ def wander(
     if len(p) > 1: off += rng.multinomial(len(p)-1, np.full(len(p), 1/len(p)), len(off)) @ each/(len(p)-1) - each.mean()
     return each.mean(), off
 
-# %% ../nbs/30_evaluate.ipynb #bbba461c
+# %% ../nbs/30_evaluate.ipynb #90a3f9b2
 def resamples(n, n_boot, seed, codes=None): return np.split(draw_counts(n, n_boot, seed, codes), range(250, n_boot, 250)) # a part at a time fits any memory
 
 def around(value, off, n, g=None):
     "Value and percentile interval from its spread; none for fewer than three cases (or groups `g`)"
-    low, high = (value + np.nanquantile(off, [.025, .975])).tolist() if (g or n) > 2 else (math.nan,)*2
+    low, high = (value + np.nanquantile(off, [.025, .975])).tolist() if (g or n) > 2 and not np.isnan(value) else (math.nan,)*2
     return float(value), low, high, n
 
-# %% ../nbs/30_evaluate.ipynb #c17f65df
+# %% ../nbs/30_evaluate.ipynb #039405f3
 def score_probs(
     probs,             # Probabilities (n,c), or (seeds,n,c) of several trainings
     targs,             # (n,) true class indices
@@ -592,7 +594,7 @@ def score_probs(
     codes, n = group_codes(groups, len(t)), int((t == metric[1]).sum()) if isinstance(metric, (tuple, list)) else len(t)
     value, off = wander(class_metric(metric), p, t, resamples(len(t), n_boot, seed, codes), np.random.default_rng(seed))
     g = n if codes is None else codes.max() + 1
-    if g < 3: return Estimate(float(value), math.nan, math.nan, n)
+    if g < 3 or np.isnan(value): return Estimate(float(value), math.nan, math.nan, n)
     return Estimate(float(value), *score_interval(value, np.nanstd(off)*math.sqrt(g/(g-1)), min(g, n), metric_ends(metric, p.shape[2]), math.inf if codes is None else g-1), n)
 
 # %% ../nbs/30_evaluate.ipynb #23bb5c75
