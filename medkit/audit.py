@@ -320,7 +320,7 @@ def holm(p):
     out[order] = np.minimum(np.maximum.accumulate(p[order]*np.arange(len(p), 0, -1)), 1) if len(p) else []
     return out
 
-# %% ../nbs/53_audit.ipynb #86b71ee6
+# %% ../nbs/53_audit.ipynb #f9755ad8
 PIXELS = 'marks at the edges', 'dark corners and frame', 'burned-in text'
 DEVICE = 'site', 'scanner', 'hospital', 'centre', 'center', 'device', 'manufacturer', 'machine', 'vendor', 'model', 'protocol'
 
@@ -342,7 +342,8 @@ def carriers(
     cuts = np.unique(np.quantile(score[r.rows], np.linspace(.01, .99, 99))); pos = y[r.rows] == 1
     gain = [(score[r.rows][pos] > c).mean() - (score[r.rows][~pos] > c).mean() for c in cuts]
     high = score > cuts[int(np.argmax(gain))]
-    off = np.abs(r.z - np.median(r.z, 0)).sum(1)
+    f = seen.facts.reindex(columns=TECHNICAL.get(r.candidate, [])).select_dtypes('number'); f = f if len(f.columns) else pd.DataFrame(r.z)
+    off = ((f - f.median()).abs()/(f.std() + 1e-9)).sum(axis=1).to_numpy() # in its own units: ranks would make both halves equally odd
     return np.flatnonzero(high if off[high].mean() >= off[~high].mean() else ~high), score
 
 # %% ../nbs/53_audit.ipynb #d9286ab8
