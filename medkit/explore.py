@@ -283,7 +283,7 @@ def plot_montage(
         ax.set_anchor('N')
     return fig
 
-# %% ../nbs/50_explore.ipynb #79060474
+# %% ../nbs/50_explore.ipynb #64f4e9a4
 def some(names, n=3): return ', '.join(map(str, names[:n])) + (f' and {len(names)-n} more' if len(names) > n else '')
 
 def file_notes(df) -> list:
@@ -301,7 +301,8 @@ def class_notes(s) -> list:
     n = s.counts(); total, here = n.sum(), n.sum()[n.sum() > 0]
     few = [f'{c} ({n.loc[k,c]} in {k})' for k in ('val','test') if n.loc[k].sum() for c in n if n.loc[k,c] < 30]
     ratio = here.max()/here.min() if len(here) else 1
-    return ([f'The largest class, {here.idxmax()}, has {ratio:.0f} times as many pictures as the smallest, {here.idxmin()}: judge each class by itself.']*bool(ratio >= 5)
+    uneven = [f'The largest class, {here.idxmax()}, has {ratio:.0f} times as many pictures as the smallest, {here.idxmin()}: judge each class by itself.'] if ratio >= 5 else []
+    return (uneven
             + [f'Fewer than 30 pictures to judge by: {some(few)}. What is measured on so few has a wide interval.']*bool(few)
             + [f'No pictures of {some(total.index[total == 0].tolist())}.']*bool((total == 0).any()))
 
