@@ -223,5 +223,5 @@ def test_comparison_refuses_what_cannot_be_paired():
     for a, b, targs, text in [(p, p[..., :3]/p[..., :3].sum(-1, keepdims=True), t % 3, '4 classes and the other 3'), (p[:, :9], p, t, '9 rows'), (p*2, p, t, 'sums to 2'),
                               (p[0, 0], p, t, 'shape'), (p, p, np.where(t == 3, 7, t), 'targs'), (p[:0], p, t, 'give')]:
         with pytest.raises(MedkitError, match=text): compare_probs(a, b, targs)
-    with pytest.raises(MedkitError, match='did you mean auc or accuracy'): compare_probs(p, p, t, 'acc')
+    with pytest.raises(MedkitError, match='auc or accuracy'): compare_probs(p, p, t, 'acc')
     assert compare_probs(p[:, :2], p[:, :2], t[:2]).verdict == 'not distinguishable'
