@@ -157,7 +157,7 @@ def look(
     kept = np.concatenate(kept).astype(int)
     return Look(s.part(kept), [where[i] for i in kept], pd.concat(facts, ignore_index=True), np.concatenate(vectors), sum(bad, []), kept)
 
-# %% ../nbs/53_audit.ipynb #2f2a69e2
+# %% ../nbs/53_audit.ipynb #14f64083
 def strip_figure(
     seen:Look,
     rows,     # Numbers of pictures; the first twelve are drawn
@@ -166,7 +166,8 @@ def strip_figure(
     "Up to twelve pictures in rows of six"
     rows = list(rows)[:12]; wide = max(1, min(6, len(rows))); high = -(-len(rows)//wide)
     fig = Figure(figsize=(1.5*wide, 1.75*high), layout='constrained')
-    for ax in (axs := fig.subplots(max(1, high), wide, squeeze=False).flat): ax.axis('off')
+    axs = fig.subplots(max(1, high), wide, squeeze=False).ravel()
+    for ax in axs: ax.axis('off')
     for ax, i, t in zip(axs, rows, titles):
         x = seen.set.images[i]
         ax.imshow(flat_view(x if isinstance(x, np.ndarray) else read_facts(x)[0]), cmap='gray', vmin=0, vmax=255)
