@@ -32,27 +32,27 @@ from .transfer import *
 from .models import SegmentModel, load_model, network, packaged, save_model
 from .predict import largest_component, predict, probabilities, show_mask, view, volumes_ml
 from .segment import *
-from .dicom import check_dicom, dicom_table, dicom_to_nifti, open_dicom, read_seg, show_positions, show_series, write_seg, write_series
-from .deidentify import burned_in_text, deidentify, phi_check
+from .dicom import check_dicom, dicom_table, dicom_to_nifti, head_volume, one_series, open_dicom, read_seg, series_affine, series_image, show_positions, show_series, tilted, write_seg, write_series
+from .deidentify import burn_in, burned_in_text, deidentify, phi_check
 from .evaluate import *
 from .pages import *
-from .judge import at_prevalence, at_threshold, choose_threshold, compare, decision_curve, delong, holm, mcnemar, subgroups
+from .judge import Judgement, Threshold, at_prevalence, at_threshold, choose_threshold, compare, decision_curve, delong, holm, mcnemar, subgroups
 from .crossval import cross_validate, make_folds
 from .budget import label_budget, pretrain_masked
 from .ladder import Step, climb, ladder, plot_ladder, run_ladder
 from .strategies import compare_strategies, fractions_figure, one_against_rest, strategies_figure
 from .experiments import tm_experiments
 from .studies import by_study, fuse, kappa, kappas, make_studies, open_studies, out_of_fold
-from .explore import explore
-from .duplicates import check_duplicates, copies, same_group
+from .explore import Overview, explore, outliers, plot_counts, plot_montage, plot_planes
+from .duplicates import check_duplicates, copies, places, same_group
 from .volume_checks import check_volumes
-from .audit import audit
+from .audit import audit, audit_rates, check_confounders
 from .checklist import checklist
-from .calibrate import calibrate, ece, fit_calibration, reliability, reliability_figure
-from .doubt import doubt, ood, selective, selective_figure
+from .calibrate import Calibration, as_calibration, before_after, calibrate, chance_ece, ece, fit_calibration, plain_ece, reliability, reliability_figure
+from .doubt import aurc, by_dropout, by_ensemble, by_views, doubt, doubts, ood, other_camera, selective, selective_figure
 from .shift import corrupt, corrupt_volume, external_test, robustness
 from .report import report
-from .explain import check_explanations, explain
+from .explain import Explanation, attribute, check_explanations, explain, explanation_findings, shuffled_labels
 from .demo import demo
 
 # %% ../nbs/99_all.ipynb #72f0654b

@@ -683,6 +683,7 @@ def opened(source, frame, seed, how) -> tuple: # `ImageSet` or `VolumeSet`, {cas
         return source.set, split, []
     if isinstance(source, Path) and source.is_dir():
         if vs := open_volumes(source, frame) if (source/'dataset.json').is_file() else loose_volumes(source): return vs if frame is None else open_volumes(vs, frame), None, []
+    if isinstance(source, Path) and source.is_dir() and any(map(is_dicom, (f for f in source.iterdir() if f.is_file()))): raise MedkitError(f'{source.name} holds DICOM files: look at them with dicom_table, and make volumes of them with dicom_to_nifti')
     if isinstance(source, VolumeSet): return open_volumes(source, frame), None, []
     with contextlib.redirect_stdout(io.StringIO()) as said: s = open_images(source, seed=seed, **how)
     return s, None, said.getvalue().splitlines()

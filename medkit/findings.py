@@ -33,7 +33,7 @@ class Findings:
     def __getitem__(self, i): return self.found[i]
     def of(self, check): return [f for f in self if f.check == check]
     def to_df(self): return pd.DataFrame([dict(check=f.check, severity=f.severity, what=f.what, todo=f.todo, n=len(f.items), items=f.items) for f in self], columns='check severity what todo n items'.split())
-    def __repr__(self): return '\n'.join([f'{self.name or "The data"}: {len(self)} findings', *(f'[{f.severity}] {f.check}: {f.what} {f.todo}' for f in self)])
+    def __repr__(self): return '\n'.join([f"{self.name or 'The data'}: {len(self)} finding{'s'*(len(self) != 1)}", *(f'[{f.severity}] {f.check}: {f.what} {f.todo}' for f in self)])
     def _repr_html_(self): return findings_html(self)
 
 # %% ../nbs/06_findings.ipynb #e24a0c82
@@ -51,5 +51,5 @@ def stop_at(
 ) -> Findings:
     "The findings, or a `MedkitError` that tells the worst"
     bad = [f for f in found if SEVERITIES.index(f.severity) <= SEVERITIES.index(choose(severity, SEVERITIES, 'severity'))]
-    if bad: raise MedkitError(f"{found.name or 'The data'}: {len(bad)} findings to mend first: {' '.join(f'{f.check}: {f.what} {f.todo}' for f in bad[:3])}")
+    if bad: raise MedkitError(f"{found.name or 'The data'}: {len(bad)} finding{'s'*(len(bad) != 1)} to mend first: {' '.join(f'{f.check}: {f.what} {f.todo}' for f in bad[:3])}")
     return found

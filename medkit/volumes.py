@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['UNREADABLE', 'SCAN', 'Case', 'VolumeSet', 'stem', 'read_dataset_json', 'frames_of', 'with_frame', 'open_volumes',
-           'Volume', 'spacing_fault', 'load_nifti', 'is_dicom', 'series_files', 'slice_positions', 'load_dicom',
-           'load_image', 'to_ras', 'pick_frame', 'read_volume', 'same_grid', 'read_mask', 'Memo', 'digest', 'content',
-           'case_content', 'foreground', 'scan_case', 'known_row', 'spacing_faults', 'refuse', 'check_labels', 'scan',
-           'grid_shape', 'resize', 'thick_axis', 'zscore', 'check_norm', 'normalise', 'prepare', 'own_order',
-           'mask_image', 'made_here', 'free_for_mask', 'write_mask', 'show_planes']
+           'Volume', 'spacing_fault', 'load_nifti', 'is_dicom', 'series_files', 'slice_positions', 'first_tag',
+           'load_dicom', 'load_image', 'to_ras', 'pick_frame', 'read_volume', 'same_grid', 'read_mask', 'Memo',
+           'digest', 'content', 'case_content', 'foreground', 'scan_case', 'known_row', 'spacing_faults', 'refuse',
+           'check_labels', 'scan', 'grid_shape', 'resize', 'thick_axis', 'zscore', 'check_norm', 'normalise', 'prepare',
+           'own_order', 'mask_image', 'made_here', 'free_for_mask', 'write_mask', 'show_planes']
 
 # %% ../nbs/04_volumes.ipynb #91878506
 import hashlib, json, nibabel as nib, numpy as np, os, pandas as pd, SimpleITK as sitk, time, torch, torch.nn.functional as F, zlib
@@ -157,13 +157,20 @@ def slice_positions(files) -> np.ndarray:
     return at
 
 # %% ../nbs/04_volumes.ipynb #3e57db8b
+def first_tag(file, key) -> str:
+    "A tag of a DICOM file, as in '0028|0004'; '' where it has none"
+    r = sitk.ImageFileReader(); r.SetFileName(file); r.ReadImageInformation()
+    return r.GetMetaData(key).strip() if r.HasMetaDataKey(key) else ''
+
 def load_dicom(path):
     "A DICOM series, given by its folder or one of its files, as a NIfTI image in memory"
     files = series_files(path)
     try:
         at = slice_positions(files) if len(files)>1 else None
         img = sitk.ReadImage(files if len(files)>1 else files[0])   # one file may hold all slices
+        inverted = {'MONOCHROME1'} & {first_tag(f, '0028|0004') for f in files}
     except RuntimeError as e: raise MedkitError(f'{path} cannot be read as a DICOM series ({str(e).strip().splitlines()[-1][:100]}): copy or export it again') from e
+    if inverted: raise MedkitError(f'{path} is MONOCHROME1, whose numbers SimpleITK turns round: write it as NIfTI with dicom_to_nifti and use that')
     if img.GetNumberOfComponentsPerPixel()>1 or img.GetDimension()!=3: raise MedkitError(f'{path} is no grey volume: a series of slices with one number a voxel is wanted')
     affine = np.eye(4); affine[:3,:3] = np.reshape(img.GetDirection(), (3,3)) * img.GetSpacing(); affine[:3,3] = img.GetOrigin()
     if at is not None: affine[:3,2] = (at[-1]-at[0])/(len(at)-1)   # a tilted gantry moves the slices sideways as well

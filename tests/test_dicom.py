@@ -274,3 +274,14 @@ def test_seg_refuses(tmp_path):
         with pytest.raises(MedkitError, match=says): write_seg(y, tmp_path/'d', tmp_path/'x.dcm', labels)
     with pytest.raises(MedkitError, match='missing'): write_seg(BLEED[..., 1:], tmp_path/'gap', tmp_path/'x.dcm', {1: 'a'})
     assert not (tmp_path/'x.dcm').exists()
+
+
+def test_inverted_numbers_are_refused_where_simpleitk_reads(tmp_path):
+    from medkit.explore import explore
+    from medkit.volumes import read_volume
+    hu, affine, _ = head_volume()
+    write_series(hu, affine, tmp_path/'m1', PhotometricInterpretation='MONOCHROME1')
+    with pytest.raises(MedkitError, match='MONOCHROME1.*dicom_to_nifti'): read_volume(tmp_path/'m1')
+    write_series(hu, affine, tmp_path/'m2', number=2)
+    np.testing.assert_allclose(read_volume(tmp_path/'m2').data.sum(), series_image(one_series(tmp_path/'m1')).get_fdata().sum(), rtol=1e-5)
+    with pytest.raises(MedkitError, match='dicom_table'): explore(tmp_path/'m2')
