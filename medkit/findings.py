@@ -40,9 +40,10 @@ class Findings:
 def findings_html(found:Findings) -> str:
     "The findings as an HTML table, text escaped, of the items the first three"
     def items(f): return '<br>'.join(html.escape(str(i)) for i in f.items[:3]) + (f'<br>and {len(f.items)-3} more' if len(f.items) > 3 else '')
-    rows = ''.join(f'<tr><td>{f.severity}</td><td>{html.escape(f.check)}</td><td>{html.escape(f.what)} <em>{html.escape(f.todo)}</em></td><td>{items(f)}</td></tr>' for f in found)
-    head = ''.join(f'<th>{h}</th>' for h in ('severity', 'check', 'what was found, what to do', 'where'))
-    return f'<table class="medkit" style="text-align:left"><thead><tr>{head}</tr></thead><tbody>{rows or "<tr><td>nothing found</td></tr>"}</tbody></table>'
+    def line(tag, cells): return '<tr>' + ''.join(f'<{tag} style="text-align:left">{c}</{tag}>' for c in cells) + '</tr>'
+    rows = ''.join(line('td', (f.severity, html.escape(f.check), f'{html.escape(f.what)} <em>{html.escape(f.todo)}</em>', items(f))) for f in found)
+    head = line('th', ('severity', 'check', 'what was found, what to do', 'where'))
+    return f'<table class="medkit"><thead>{head}</thead><tbody>{rows or line("td", ["nothing found"])}</tbody></table>'
 
 # %% ../nbs/06_findings.ipynb #b66faf82
 def stop_at(
