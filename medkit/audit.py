@@ -6,10 +6,10 @@
 __all__ = ['EDGE', 'APPEARANCE', 'TECHNICAL', 'PIXELS', 'DEVICE', 'WANTED', 'CHECKS', 'header', 'read_facts', 'greys', 'measure',
            'square', 'edges', 'describe_squares', 'Look', 'chunk_rows', 'look', 'strip_figure', 'found', 'class_of',
            'far', 'check_files', 'check_pixels', 'check_outliers', 'columns_of', 'folds', 'one_hot', 'tell_apart',
-           'candidates', 'screen', 'holm', 'adds', 'carriers', 'auc_figure', 'telling', 'check_confounders',
-           'label_probs', 'wrong_share', 'check_labels_by_look', 'check_drift', 'part_names', 'drifted', 'check_shares',
-           'search_text', 'ArrayFile', 'pool', 'open_source', 'holds_volumes', 'one_a_picture', 'audit_images', 'audit',
-           'source_name', 'damaged', 'audit_page', 'truth_items', 'count_audit', 'audit_rates']
+           'candidates', 'screen', 'adds', 'carriers', 'auc_figure', 'telling', 'check_confounders', 'label_probs',
+           'wrong_share', 'check_labels_by_look', 'check_drift', 'part_names', 'drifted', 'check_shares', 'search_text',
+           'ArrayFile', 'pool', 'open_source', 'holds_volumes', 'one_a_picture', 'audit_images', 'audit', 'source_name',
+           'damaged', 'audit_page', 'truth_items', 'count_audit', 'audit_rates']
 
 # %% ../nbs/53_audit.ipynb #ac47aa73
 import html, io, json, re, tempfile
@@ -31,7 +31,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import SplineTransformer, StandardScaler
 from tqdm import tqdm
 
-# %% ../nbs/53_audit.ipynb #1f64dd51
+# %% ../nbs/53_audit.ipynb #cfd4babd
 from .catalog import entry
 from .core import MedkitError, atomic, run_record, save_json, watched
 from .evaluate import Estimate, auc_interval, placements, share
@@ -39,6 +39,7 @@ from .findings import Finding, Findings, stop_at
 from .deidentify import burned_in_text
 from .duplicates import check_duplicates, places
 from .images import BROKEN, ImageSet, eight_bit, flat_view, open_images, strata
+from .judge import holm
 from .pages import INK, MUTED, VALID, Page, tidy
 from .phantom import make_sample
 from .volumes import VolumeSet
@@ -284,7 +285,7 @@ def tell_apart(
         out.append((c, Estimate(auc, *auc_interval(auc, m, k), m+k), float(norm.sf((auc-.5)/np.sqrt((m+k+1)/(12*m*k)))), scores[:, c]))
     return out
 
-# %% ../nbs/53_audit.ipynb #b7172d55
+# %% ../nbs/53_audit.ipynb #d24e783e
 def candidates(
     seen:Look,
     meta=None, # DataFrame with a row a picture
@@ -314,12 +315,6 @@ def screen(
     t = pd.DataFrame(out, columns='candidate kind class c value low high n p z rows'.split())
     t['p'] = holm(t.p.to_numpy(float))
     return t.sort_values('value', ascending=False, kind='stable').reset_index(drop=True)
-
-def holm(p):
-    "P values corrected for their number (Holm, 1979)"
-    order = np.argsort(p); out = np.empty(len(p))
-    out[order] = np.minimum(np.maximum.accumulate(p[order]*np.arange(len(p), 0, -1)), 1) if len(p) else []
-    return out
 
 # %% ../nbs/53_audit.ipynb #f9755ad8
 PIXELS = 'marks at the edges', 'dark corners and frame', 'burned-in text'
