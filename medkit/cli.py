@@ -172,11 +172,11 @@ def cmd_audit(a):
 def cmd_test(a):
     root = next((p for p in (Path.cwd(), *Path.cwd().parents) if (p/'settings.ini').exists() and (p/'nbs').is_dir()), None)
     if root is None: raise MedkitError(f'{Path.cwd()} is not in a copy of medkit\'s repository: clone it, install it with pip install -e ".[dev]", and run medkit test there')
-    env = os.environ | dict(IN_TEST='1', MPLBACKEND='agg', HF_HUB_OFFLINE='1')
+    env = os.environ | dict(IN_TEST='1', MPLBACKEND='agg', HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1')
     def run(*cmd, **more): print('+ python', *cmd, flush=True); return subprocess.run([sys.executable, *cmd], cwd=root, env=env | more).returncode
-    # one thread a process: nbdev_test runs as many notebooks at once as there are cores
-    notebooks = run('-c', 'from nbdev.test import nbdev_test; nbdev_test()', MEDKIT_DATA='', MEDKIT_CACHE=str(root/'.test-cache'), OMP_NUM_THREADS='1')
-    return int(bool(notebooks + run('-m', 'pytest', '-q', '-rs', 'tests')))
+    # one thread a process, for notebooks and test files alike run as many at once as there are cores
+    notebooks = run('-c', 'from nbdev.test import nbdev_test; nbdev_test()', MEDKIT_DATA='', MEDKIT_CACHE=str(root/'.test-cache'))
+    return int(bool(notebooks + run('-m', 'pytest', '-q', '-rs', '-n', str(min(os.cpu_count(), 4)), '--dist', 'loadfile', 'tests')))
 
 # %% ../nbs/90_cli.ipynb #a34f732f
 def command(subs, name, run, help, example, *args):

@@ -1,5 +1,6 @@
 """What every test shares: the real data when they lie beside the repository, an own cache, no network."""
-import os, pathlib, pytest
+import os, pathlib, random
+import numpy as np, pytest, torch
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 os.environ.setdefault('IN_TEST', '1')
@@ -7,6 +8,11 @@ os.environ.setdefault('MPLBACKEND', 'agg')
 
 GIVEN = os.environ.get('MEDKIT_DATA')   # read once: own_cache hides it from the tests that do not ask
 REAL = pathlib.Path(GIVEN).resolve() if GIVEN else ROOT.parent/'shared'/'data'
+
+@pytest.fixture(autouse=True)
+def same_luck():
+    "Each test starts from the same state of the global generators, whichever tests ran before it"
+    random.seed(0); np.random.seed(0); torch.manual_seed(0)
 
 @pytest.fixture
 def real_data(own_cache, monkeypatch):
