@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['EDITION', 'FREE', 'WORDS', 'COUNTS', 'NUMBERED', 'METHODS', 'NOTES', 'STOPS', 'OURS', 'DONE', 'SIGNS', 'WITHHELD',
-           'DUMMIES', 'SKIP', 'AUTHORS', 'PICTURES', 'VOLUMES', 'TEXTS', 'SAYS', 'burn_in', 'levels', 'pieces',
-           'letters', 'in_lines', 'TextBox', 'text_lines', 'burned_in_text', 'annex_e', 'rule', 'Pseudonyms',
+           'DUMMIES', 'SKIP', 'AUTHORS', 'PICTURES', 'VOLUMES', 'TEXTS', 'SAYS', 'annex_e', 'rule', 'Pseudonyms',
            'patient_key', 'shift_date', 'dummy', 'several', 'strip_tags', 'own_words', 'drop_echoes', 'say_so',
            'new_head', 'refusal', 'holds', 'cleaned', 'about', 'new_name', 'clean_file', 'text_in_dicom',
            'whole_folder', 'two_folders', 'files_of', 'signs', 'shown', 'Deidentified', 'withheld', 'not_covered',
@@ -13,124 +12,20 @@ __all__ = ['EDITION', 'FREE', 'WORDS', 'COUNTS', 'NUMBERED', 'METHODS', 'NOTES',
            'json_signs', 'json_key', 'picture_signs', 'text_signs', 'file_signs', 'content_signs', 'names_within',
            'phi_check']
 
-# %% ../nbs/26_deidentify.ipynb #70dd07a1
+# %% ../nbs/26_deidentify.ipynb #1a79a3a9
 import contextlib, functools, hashlib, hmac, io, json, nibabel as nib, numpy as np, os, pandas as pd, pydicom, re, secrets, shutil, tempfile, uuid
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
 from fastprogress.fastprogress import progress_bar
-from PIL import ExifTags, Image, ImageDraw, ImageFont
-from scipy import ndimage as ndi
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
+from PIL import ExifTags, Image
 
-# %% ../nbs/26_deidentify.ipynb #167470c1
+# %% ../nbs/26_deidentify.ipynb #32073132
+from .burned_in import burn_in, burned_in_text
 from .core import MedkitError, in_threads, watched
-from .dicom import BROKEN, PIXELS, decode, header, quietly
+from .dicom import BROKEN, decode, header, quietly
 from .findings import Finding, Findings
-
-# %% ../nbs/26_deidentify.ipynb #d046a412
-def burn_in(
-    image,       # (h,w) or (h,w,3), numbers of any type
-    text,        # What to write
-    at=(2, 2),   # Row and column of its upper left corner
-    size=12,     # Height of the font in pixels
-    value=None,  # Level of the letters, in the image's numbers; the image's largest
-    font=None,   # A font file; PIL's own
-):
-    "A copy of the picture with text in it, for tests and lessons"
-    image = np.asarray(image); value = image.max() if value is None else value
-    page = Image.new('L', image.shape[1::-1])
-    ImageDraw.Draw(page).text(at[::-1], text, fill=255, font=ImageFont.truetype(font, size) if font else ImageFont.load_default(size))
-    part = np.asarray(page, np.float32)/255
-    part = part[..., None] if image.ndim == 3 else part
-    out = image*(1 - part) + part*value
-    return (np.rint(out) if image.dtype.kind in 'iu' else out).astype(image.dtype)
-
-# %% ../nbs/26_deidentify.ipynb #9ce5ab25
-def levels(
-    image, # (h,w) or (h,w,3), numbers of any type
-):         # (h,w) float32 in [0,1]
-    "Grey levels by the picture's own range, its 0.5 and 99.5 % quantiles; nan is 0"
-    image = np.asarray(image)
-    if image.ndim not in (2, 3) or 0 in image.shape or image.ndim == 3 and image.shape[-1] > 4: raise MedkitError(f'A picture of the shape {image.shape}: (h,w) or (h,w,3) is wanted; of a volume give one slice')
-    x = np.nan_to_num(image.astype(np.float32)); x = x if x.ndim == 2 else x[..., :3 if x.shape[-1] > 2 else 1].mean(-1)
-    low, high = np.percentile(x, (.5, 99.5))
-    if high <= low: low, high = x.min(), x.max()
-    if image.dtype == np.uint8: high = max(high, low + 80)
-    return np.clip((x - low)/max(high - low, 1e-9), 0, 1)
-
-# %% ../nbs/26_deidentify.ipynb #66dc1ee4
-def pieces(
-    mask, # (h,w) bool
-    edge, # (h,w) how much each pixel stands out
-):        # (n,7): top, left, bottom, right, pixels, mean of `edge`, strokes that a row crosses
-    "Connected pieces of a mask, measured"
-    label, n = ndi.label(mask, np.ones((3, 3)))
-    if not n: return np.zeros((0, 7))
-    box = np.array([(a.start, b.start, a.stop, b.stop) for a, b in ndi.find_objects(label)])
-    def total(w): return np.bincount(label.ravel(), w.ravel(), n + 1)[1:]
-    area, starts = total(mask), mask & ~np.pad(mask, ((0, 0), (1, 0)))[:, :-1]
-    return np.c_[box, area, total(edge)/area, total(starts)/(box[:, 2] - box[:, 0])]
-
-# %% ../nbs/26_deidentify.ipynb #be404bdc
-def letters(
-    p,    # (n,7) as `pieces` gives them
-    side, # Shorter side of the picture: letters taller than 18 % of it are no annotation
-):        # (k,8): those that may be letters, and how many letters each may be
-    "The pieces that may be letters or words"
-    h, w = p[:, 2] - p[:, 0], p[:, 3] - p[:, 1]
-    fill, word = p[:, 4]/(h*w), w > 1.5*h
-    shape = np.where(word, (p[:, 6] >= .8*w/h) & (fill < .8), (w >= .1*h) & ((fill < .8) | (w <= .45*h)))  # I and 1 are full
-    n = np.where(word, np.minimum(p[:, 6], w/(.55*h)), 1)
-    return np.c_[p, n][(h >= 5) & (h <= max(.18*side, 9)) & (fill > .15) & shape.astype(bool)]
-
-# %% ../nbs/26_deidentify.ipynb #a5939e96
-def in_lines(
-    c, # (k,8) as `letters` gives them
-):     # (k,) the line that each belongs to
-    "Letters that stand side by side get one number"
-    t, l, b, r, h = *c[:, :4].T, c[:, 2] - c[:, 0]
-    i, j = np.nonzero(l[:, None] < l)
-    tall, gap = np.maximum(h[i], h[j]), l[j] - r[i]
-    near = (gap <= 1.3*tall) & (gap >= -.2*tall)
-    alike = (np.minimum(h[i], h[j]) >= .6*tall) & (abs(c[i, 5] - c[j, 5]) <= .35*np.maximum(c[i, 5], c[j, 5]))
-    level = np.minimum(abs(b[i] - b[j]), abs(t[i] - t[j])) <= .1*tall + .5
-    join = near & alike & level & (np.maximum(b[i], b[j]) - np.minimum(t[i], t[j]) <= 1.35*tall)
-    return connected_components(coo_matrix((np.ones(join.sum()), (i[join], j[join])), shape=(len(c),)*2), directed=False)[1]
-
-# %% ../nbs/26_deidentify.ipynb #48b7b145
-class TextBox(NamedTuple):
-    "Where a line of text may stand: pixels, and about how many letters"
-    top:int
-    left:int
-    bottom:int
-    right:int
-    letters:int
-
-def text_lines(p, side) -> list:
-    "The lines of text among pieces"
-    c = letters(p, side); line = in_lines(c) if len(c) else np.zeros(0, int)
-    def is_text(q):
-        even = len(q) >= 4 and q[:, 5].std() < .1*q[:, 5].mean()
-        return q[:, 7].sum() >= (4 if even else 5) and np.ptp(q[:, [1, 3]]) >= 2.2*np.median(q[:, 2] - q[:, 0])
-    return [TextBox(*q[:, :2].min(0).astype(int).tolist(), *q[:, 2:4].max(0).astype(int).tolist(), int(q[:, 7].sum())) for k in range(line.max(initial=-1) + 1) if is_text(q := c[line == k])]
-
-# %% ../nbs/26_deidentify.ipynb #a1533773
-def burned_in_text(
-    image, # (h,w) or (h,w,3), numbers of any type
-) -> list: # `TextBox`es, the one with most letters first; empty where none was found
-    "Where a picture holds what looks like a line of horizontal text, 5 pixels to 18 % of its side tall"
-    x = levels(image); side = min(x.shape); size = 9 if side < 160 else 15
-    found = [b for edge in (ndi.white_tophat(x, size), ndi.black_tophat(x, size)) for at in (.2, .35, .55, .75) for b in text_lines(pieces(edge > at, edge), side)]
-    def apart(a, b): return a.bottom <= b.top or b.bottom <= a.top or a.right <= b.left or b.right <= a.left
-    kept = []
-    for b in sorted(found, key=lambda b: -b.letters):
-        if all(apart(b, k) for k in kept): kept.append(b)
-    return kept
 
 # %% ../nbs/26_deidentify.ipynb #59a15515
 EDITION = '2026c'  # of PS3.15 Annex E, as dicom-anonymizer 2.1 has it

@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib, numpy as np, pandas as pd
 from PIL import Image
 from medkit.core import run_record, save_json
-from medkit.deidentify import burn_in, burned_in_text
+from medkit.burned_in import burn_in, burned_in_text
 from medkit.evaluate import share
 from medkit.phantom import head_ct
 
