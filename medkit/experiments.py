@@ -9,7 +9,7 @@ __all__ = ['ARCH', 'PREVALENCE', 'Deck', 'deck', 'head_slices', 'head_deck', 'bl
            'even', 'balanced', 'too_long', 'paired_decks', 'colour_rows', 'coloured', 'organ_patches', 'rsna_deck',
            'tm_experiments']
 
-# %% ../nbs/37_experiments.ipynb #79b2ca30
+# %% ../nbs/37_experiments.ipynb #ea7817e2
 import contextlib, io, math, numpy as np, pandas as pd, torch
 from dataclasses import dataclass, replace
 from fastprogress.fastprogress import progress_bar
@@ -26,7 +26,7 @@ from .teachable import picture_groups, same_pictures
 from .loaders import set_dls
 from .classify import features
 from .evaluate import *
-from .judge import choose_threshold
+from .judge import at_prevalence, choose_threshold
 from .pages import INK, MUTED, TRAIN, VALID, plot_confusion, plot_curves, plot_per_class, tidy
 
 # %% ../nbs/37_experiments.ipynb #12457f30
@@ -260,16 +260,12 @@ def _imbalance_story(rows, rare, usual, y):
             f'a threshold chosen on validation finds {t.value:.0%} ({t.low:.0%} to {t.high:.0%}) and leaves {peace.value:.0%} of {usual} in peace; class weights find {w.value:.0%}. '
             f'No threshold is better than the ranking behind it, an AUC of {rows["as trained, AUC"].value:.2f}.')
 
-# %% ../nbs/37_experiments.ipynb #d621d879
+# %% ../nbs/37_experiments.ipynb #f9f58f0e
 PREVALENCE = 30/1030 # of experiment 2
 
-def true_alarms(
-    sens:Estimate, spec:Estimate,
-    prevalence=PREVALENCE, # Share of bleeds where the model will work
-) -> Estimate:
-    "Share of alarms that are right (positive predictive value); the interval takes both ends together, so it is wide"
-    def ppv(a, b): return a*prevalence/(a*prevalence + (1-b)*(1-prevalence)) if a else 0.
-    return Estimate(ppv(sens.value, spec.value), ppv(sens.low, spec.low), ppv(sens.high, spec.high), sens.n + spec.n)
+def true_alarms(sens, spec, prevalence=PREVALENCE) -> Estimate:
+    "Share of alarms that are right (positive predictive value) where so many bleed"
+    return at_prevalence(sens, spec, prevalence)['PPV']
 
 # %% ../nbs/37_experiments.ipynb #107b2758
 def leak(

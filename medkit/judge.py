@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import NamedTuple
 
-# %% ../nbs/32_judge.ipynb #70d73369
+# %% ../nbs/32_judge.ipynb #3ad0ef70
 import numpy as np, pandas as pd
 from matplotlib.figure import Figure
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, norm, t as student
 
-# %% ../nbs/32_judge.ipynb #a845d7f0
+# %% ../nbs/32_judge.ipynb #9b0805e1
 from .core import MedkitError, choose
-from .evaluate import (CLASS_METRICS, LOWER_IS_BETTER, Estimate, Z, around, auc_influence, check_predictions,
-                             check_trainings, class_metric, group_codes, group_note, metric_ends, paired_spread, placements, rate, resamples, score_interval, standard_error,
-                             table_html, table_text, to_np, wander)
+from .evaluate import (CLASS_METRICS, LOWER_IS_BETTER, Estimate, Z, around, auc_influence, boot_tails, check_predictions, check_trainings, class_metric,
+                             correlation, freedom, group_codes, group_note, metric_influence, paired_spread, placements, rate, resamples, score_probs, standard_error,
+                             table_html, table_text, to_np)
 from .pages import INK, MUTED, VALID, tidy
 
 # %% ../nbs/32_judge.ipynb #4326a7a6
@@ -82,13 +82,16 @@ def holm(
     out[order] = np.minimum(np.maximum.accumulate(ps[order]*np.arange(len(order), 0, -1)), 1)
     return out
 
-# %% ../nbs/32_judge.ipynb #50f14db9
+# %% ../nbs/32_judge.ipynb #8162c7d8
 def bootstrap_pair(a, b, targs, metric, codes, seed=0, n_boot=2000) -> Paired:
-    "Paired bootstrap of any metric: interval, and twice the smaller share of resamples on the far side of 0"
-    value, off = paired_spread(a, b, targs, metric, seed, n_boot, codes)
-    d, drawn = around(value, off, len(targs), None if codes is None else codes.max() + 1), value + off[~np.isnan(off)]
-    p = min(1, 2*(1 + min((drawn <= 0).sum(), (drawn >= 0).sum()))/(1 + len(drawn)))
-    return Paired(*d[:3], len(targs), math.nan if math.isnan(d[1]) else float(p), 'bootstrap')
+    "Paired bootstrap of any metric: expanded percentile interval, and the p that goes with it, from the smaller share of resamples on the far side of 0"
+    value, off, df = paired_spread(a, b, targs, metric, seed, n_boot, codes)
+    g, drawn = len(targs) if codes is None else codes.max() + 1, value + off[~np.isnan(off)]
+    d = around(value, off, len(targs), g, df)
+    if math.isnan(d[1]): return Paired(*d[:3], len(targs), math.nan, 'bootstrap')
+    far = (1 + min((drawn <= 0).sum(), (drawn >= 0).sum()))/(1 + len(drawn))
+    p = 2*student.cdf(norm.ppf(min(far, .5))*math.sqrt((g-1)/g), df)  # .05 where the interval's end is 0
+    return Paired(*d[:3], len(targs), float(p), 'bootstrap')
 
 def pair_test(a, b, targs, metric, groups=None, seed=0, n_boot=2000) -> Paired:
     "The test that fits: McNemar's, DeLong's, or the bootstrap"
@@ -245,7 +248,7 @@ def at_threshold(
     if prevalence is not None: rows |= {f'{k} where {prevalence:.1%} are positive': e for k, e in at_prevalence(rows['sensitivity'], rows['specificity'], prevalence).items()}
     return pd.DataFrame([dict(metric=k, **e._asdict()) for k, e in rows.items()]).set_index('metric')
 
-# %% ../nbs/32_judge.ipynb #9d1b0b93
+# %% ../nbs/32_judge.ipynb #6a1fce8d
 def benefits(s, y, at):
     "What each case adds to the net benefit at each threshold, (n,k)"
     return (s[:, None] >= at)*np.where(y[:, None], 1., -at/(1-at))
@@ -267,7 +270,7 @@ def decision_curve(
         if s.min() < 0 or s.max() > 1: raise MedkitError(f'The scores of {name} run from {s.min():.3g} to {s.max():.3g}: net benefit needs probabilities, the softmax of the logits')
         x = benefits(s, y, at)
         drawn = np.concatenate([w @ x/w.sum(1, keepdims=True) for w in resamples(len(y), n_boot, seed, codes)])
-        low, high = np.quantile(drawn, [.025, .975], axis=0)
+        low, high = np.array([np.quantile(d, boot_tails(len(y) if codes is None else codes.max() + 1, freedom(c - c.mean(), codes))) for d, c in zip(drawn.T, x.T)]).T
         return pd.DataFrame(dict(model=name, threshold=at, net_benefit=x.mean(0), net_benefit_low=low, net_benefit_high=high, treat_all=benefits(np.ones(len(y)), y, at).mean(0), n=len(y)))
     note = ['The band holds at each threshold alone, not for the whole curve. Net benefit needs calibrated probabilities: calibrate on validation first.']
     return Judgement(pd.concat([one(*o) for o in models.items()], ignore_index=True), note + group_note(codes), plot_benefit)
@@ -307,7 +310,7 @@ def shuffled_gaps(f, p, t, names, codes, rng, n=500) -> tuple:
     if (first[own] != names).any(): return float(gaps(names[None])[0]), np.full(n, np.nan)
     return float(gaps(names[None])[0]), np.concatenate([gaps(np.stack([rng.permutation(first)[own] for _ in range(k)])) for k in np.diff([*range(0, n, 100), n])])
 
-# %% ../nbs/32_judge.ipynb #44142c96
+# %% ../nbs/32_judge.ipynb #0180756d
 def subgroups(
     probs,        # Probabilities (n,c), or (seeds,n,c)
     targs,        # (n,) true class indices
@@ -321,24 +324,20 @@ def subgroups(
     (p, t), f = check_trainings(probs, targs), class_metric(metric)
     codes, kinds, level = group_codes(groups, len(t)), group_codes(by, len(t)), pd.unique(np.asarray(by))
     if len(level) < 2: raise MedkitError(f'All cases are of one subgroup, {level[0]}: a gap needs two')
-    counts, ends = resamples(len(t), n_boot, seed, codes), metric_ends(metric, p.shape[2])
     def score(rows):
-        value, off = wander(f, p[:, rows], t[rows], [w[:, rows] for w in counts], np.random.default_rng(seed))
-        n, g = rows.sum(), len(np.unique(rows.nonzero()[0] if codes is None else codes[rows]))
-        ci = score_interval(value, np.nanstd(off)*math.sqrt(g/max(g-1, 1)), g, ends, math.inf if codes is None else g-1) if g > 2 else (math.nan,)*2
-        return Estimate(float(value), *ci, int(n)), off
-    rows = [subgroup_row(name, score(kinds == k), score(kinds != k)) for k, name in enumerate(level)]
+        e, off = score_probs(p[:, rows], t[rows], metric, seed, n_boot, None if codes is None else codes[rows]), np.zeros(len(t))
+        off[rows] = np.mean([metric_influence(metric, q[rows], t[rows]) for q in p], 0)
+        return e._replace(n=int(rows.sum())), off
+    rows = [subgroup_row(name, score(kinds == k), score(kinds != k), codes) for k, name in enumerate(level)]
     table = pd.DataFrame(rows).assign(p_holm=lambda d: holm(d.p))
     table['verdict'] = np.where(~(table.p_holm < .05), 'not distinguishable', np.where(table.gap > 0, 'higher', 'lower'))
     return Judgement(table, subgroup_notes(table, *shuffled_gaps(f, p, t, kinds, codes, np.random.default_rng(seed))) + group_note(codes), plot_subgroups)
 
-# %% ../nbs/32_judge.ipynb #2f4cf18b
-def subgroup_row(name, own, others) -> dict:
-    "One row of the table from two (`Estimate`, spread over resamples)"
+# %% ../nbs/32_judge.ipynb #aae212a7
+def subgroup_row(name, own, others, codes=None) -> dict:
+    "One row of the table from two (`Estimate`, what each case adds to it); they vary together where patients are in both"
     (a, da), (b, db) = own, others
-    ok = ~(np.isnan(da) | np.isnan(db))
-    corr = np.corrcoef(da[ok], db[ok])[0, 1] if ok.sum() > 2 and da[ok].std() and db[ok].std() else 0.
-    d = difference(a, b, corr)
+    d = difference(a, b, correlation(np.stack([da, db], 1), codes)[0, 1])
     return dict(subgroup=str(name), n=a.n, value=a.value, low=a.low, high=a.high, gap=d.value, gap_low=d.low, gap_high=d.high, p=p_of(d))
 
 def subgroup_notes(table, gap, shuffled) -> list:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STRATEGIES', 'FIXED', 'METRICS', 'SHIFTS', 'one_against_rest', 'bend', 'Bench', 'kept_json', 'started', 'n_weights',
            'probed', 'tuned', 'linear_size', 'pixel_model', 'radiomics_table', 'radiomic', 'fingerprint', 'run_file',
-           'run_strategy', 'bench', 'drawn_again', 'over_seeds', 'Strategies', 'answers', 'seeds_of', 'row',
-           'sentences', 'compare_strategies', 'strategies_figure', 'fractions_figure']
+           'run_strategy', 'bench', 'over_seeds', 'Strategies', 'answers', 'seeds_of', 'row', 'sentences',
+           'compare_strategies', 'strategies_figure', 'fractions_figure']
 
 # %% ../nbs/36_strategies.ipynb #38bf4d0d
 import contextlib, hashlib, io, json, math, time
@@ -17,7 +17,7 @@ from fastprogress import progress_bar
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 
-# %% ../nbs/36_strategies.ipynb #7f517c08
+# %% ../nbs/36_strategies.ipynb #ec5b3a73
 from .core import *
 from .images import *
 from .loaders import *
@@ -26,7 +26,7 @@ from .training import load_weights, quiet, weights
 from .classify import *
 from .contrastive import *
 from .radiomics import classical, radiomics
-from .evaluate import Comparison, Estimate, class_metric, compare_probs, draw_counts, evaluate_classes, wander
+from .evaluate import Comparison, compare_probs, score_probs
 from .judge import choose_threshold
 from .budget import claim
 
@@ -158,27 +158,15 @@ def bench(source, size, arch, epochs, pre_epochs, fraction, augment, folder, dev
     claim(root, dict(data=mark, name=dls.set.name, **settings))
     return Bench(dls, arch, epochs, pre_epochs, fraction, augment, root)
 
-# %% ../nbs/36_strategies.ipynb #42f75740
-METRICS = {'auc': 'AUC, macro one-vs-rest', 'f1': 'macro F1', 'accuracy': 'accuracy'}
+# %% ../nbs/36_strategies.ipynb #b73844a1
+METRICS = 'auc', 'f1', 'accuracy'
 
-def drawn_again(probs, targs, metric, seed=0, n_boot=2000):
-    "Ends of the 95 % bootstrap interval of a metric's mean over trainings (seeds,n,c): images and trainings are drawn"
-    counts = np.split(draw_counts(len(targs), n_boot, seed), range(250, n_boot, 250))
-    mean, off = wander(class_metric(metric), probs, targs, counts, np.random.default_rng(seed))
-    return (mean + np.nanquantile(off, [.025, .975])).clip(0, 1).tolist() # with few trainings the ends may lie outside
-
-# %% ../nbs/36_strategies.ipynb #31479ba0
 def over_seeds(
     probs, # (seeds,n,c)
     targs, # (n,)
 ) -> dict: # `Estimate` of each of `METRICS`
     "Mean over trainings, with an interval over images and trainings"
-    rs = [evaluate_classes(p, targs, range(p.shape[1])) for p in probs]
-    def one(m):
-        v, lo, hi = (float(np.mean([r[METRICS[m]][k] for r in rs])) for k in ('value', 'low', 'high'))
-        low, high = drawn_again(probs, targs, m)
-        return Estimate(v, min(lo, low), max(hi, high), len(targs))
-    return {m: one(m) for m in METRICS}
+    return {m: score_probs(probs, targs, m) for m in METRICS}
 
 # %% ../nbs/36_strategies.ipynb #f8ae468f
 @dataclass
