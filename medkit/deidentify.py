@@ -8,11 +8,11 @@ __all__ = ['EDITION', 'FREE', 'WORDS', 'COUNTS', 'NUMBERED', 'METHODS', 'NOTES',
            'patient_key', 'shift_date', 'dummy', 'several', 'strip_tags', 'own_words', 'drop_echoes', 'say_so',
            'new_head', 'refusal', 'holds', 'cleaned', 'about', 'new_name', 'clean_file', 'text_in_dicom',
            'whole_folder', 'two_folders', 'files_of', 'signs', 'shown', 'Deidentified', 'withheld', 'not_covered',
-           'deidentify', 'tells', 'personal_tags', 'dicom_signs', 'dicom_picture', 'nifti_signs', 'field_signs',
-           'json_signs', 'json_key', 'picture_signs', 'text_signs', 'file_signs', 'content_signs', 'names_within',
-           'phi_check']
+           'deidentify', 'tells', 'personal_tags', 'dicom_signs', 'dicom_picture', 'nifti_signs', 'extension_signs',
+           'field_signs', 'json_signs', 'json_key', 'picture_signs', 'text_signs', 'file_signs', 'content_signs',
+           'names_within', 'phi_check']
 
-# %% ../nbs/26_deidentify.ipynb #1a79a3a9
+# %% ../nbs/26_deidentify.ipynb #0806d835
 import contextlib, functools, hashlib, hmac, io, json, nibabel as nib, numpy as np, os, pandas as pd, pydicom, re, secrets, shutil, tempfile, uuid
 from collections import Counter
 from dataclasses import dataclass, field
@@ -20,11 +20,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from fastprogress.fastprogress import progress_bar
 from PIL import ExifTags, Image
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
 
-# %% ../nbs/26_deidentify.ipynb #32073132
+# %% ../nbs/26_deidentify.ipynb #6d23d021
 from .burned_in import burn_in, burned_in_text
 from .core import MedkitError, in_threads, watched
-from .dicom import BROKEN, decode, header, quietly
+from .dicom import BROKEN, decode, header, quietly, tag
 from .findings import Finding, Findings
 
 # %% ../nbs/26_deidentify.ipynb #59a15515
@@ -39,8 +40,9 @@ def annex_e() -> dict:
     except (ImportError, ValueError) as e: raise MedkitError(f'The table of PS3.15 Annex E, edition {EDITION}, is not installed: pip install "medkit[dicom]" "dicom-anonymizer>=2.1"') from e
     return {tag: k[:-5] for k, tags in table.items() if k != 'ALL_TAGS' for tag in tags if len(tag) == 2}
 
-# %% ../nbs/26_deidentify.ipynb #61cfe612
+# %% ../nbs/26_deidentify.ipynb #35975f28
 FREE = dict(PN='Z', LT='X', ST='X', UT='X', UC='X', UR='X', UN='X')  # what may hold anything, where the table says nothing
+WORDS, COUNTS = 'AE CS LO LT PN SH ST UC UT'.split(), 'DS IS FD FL SS US SL UL SV UV'.split()
 
 def rule(
     tag, # A `pydicom.tag.Tag`
@@ -49,7 +51,8 @@ def rule(
     "What happens to a tag"
     if tag.is_private or tag.group < 8 or tag.group >> 8 in (0x50, 0x60) or tag.element == 0: return 'X'
     if vr in ('DA', 'DT', 'TM') and tag.group != 0x10: return 'date'
-    return 'U' if vr == 'UI' else annex_e().get((tag.group, tag.element)) or FREE.get(vr, 'keep')
+    misplaced = vr in WORDS and dictionary_has_tag(tag) and dictionary_VR(tag) in (*COUNTS, 'SQ')  # a text where the standard has a number
+    return 'U' if vr == 'UI' else 'X' if misplaced else annex_e().get((tag.group, tag.element)) or FREE.get(vr, 'keep')
 
 # %% ../nbs/26_deidentify.ipynb #bcc38073
 class Pseudonyms:
@@ -81,9 +84,7 @@ def shift_date(
     try: return (datetime.strptime(m[1], '%Y%m%d') + timedelta(days)).strftime('%Y%m%d') + m[2] if m else ''
     except (ValueError, OverflowError): return ''
 
-# %% ../nbs/26_deidentify.ipynb #031458f0
-WORDS, COUNTS = 'AE CS LO LT PN SH ST UC UT'.split(), 'DS IS FD FL SS US SL UL SV UV'.split()
-
+# %% ../nbs/26_deidentify.ipynb #9c93bf04
 def dummy(vr):
     "A value that tells nothing, of the given representation"
     if vr in WORDS: return 'ANONYMIZED'
@@ -95,7 +96,7 @@ def several(e, f):
     new = [f(str(o or '')) for o in many]
     e.value = new if len(new) > 1 else new[0]
 
-# %% ../nbs/26_deidentify.ipynb #059893df
+# %% ../nbs/26_deidentify.ipynb #e0661fb6
 def strip_tags(
     ds,           # Changed in place
     names,        # `Pseudonyms`
@@ -113,8 +114,9 @@ def strip_tags(
         elif 'D' in do: e.value = dummy(e.VR); done['replaced'] += 1
         elif e.VR == 'SQ':
             for item in e.value: strip_tags(item, names, patient, done)
+        elif e.VR in COUNTS and not empty and any(isinstance(o, str) for o in np.atleast_1d(e.value)): e.clear(); done['emptied'] += 1  # a text where a number belongs
 
-# %% ../nbs/26_deidentify.ipynb #d806c714
+# %% ../nbs/26_deidentify.ipynb #37673b86
 NUMBERED = 'PatientID OtherPatientIDs AccessionNumber PatientAddress PatientTelephoneNumbers MedicalRecordLocator'.split()
 
 def own_words(ds) -> set:
@@ -123,9 +125,10 @@ def own_words(ds) -> set:
     return {w for w in re.split(r'[\W_]+', found.lower()) if len(w) > 3}
 
 def drop_echoes(ds, words, done:Counter):
-    "Empty short texts that hold one of `words`"
+    "Empty short texts that hold one of `words`, and codes that are one"
+    def echo(e): return any(w in str(e.value).lower() for w in words) if e.VR in ('LO', 'SH') else e.VR == 'CS' and not words.isdisjoint(str(o).lower() for o in np.atleast_1d(e.value))
     for e in ds.iterall():
-        if e.VR in ('LO', 'SH') and not e.keyword.startswith('Patient') and any(w in str(e.value).lower() for w in words): e.clear(); done['echoes'] += 1
+        if not e.keyword.startswith('Patient') and echo(e): e.clear(); done['echoes'] += 1
 
 # %% ../nbs/26_deidentify.ipynb #2a774a8f
 METHODS = [('113100', 'Basic Application Confidentiality Profile'), ('113107', 'Retain Longitudinal Temporal Information Modified Dates Option')]  # PS3.16 CID 7050
@@ -173,13 +176,13 @@ def cleaned(ds, names) -> tuple:
     ds.save_as(f := io.BytesIO(), enforce_file_format=True)
     return f.getvalue(), ds, done | dict(left=holds(f.getvalue(), words - OURS))
 
-# %% ../nbs/26_deidentify.ipynb #96932bbd
+# %% ../nbs/26_deidentify.ipynb #9a08c6e5
 DONE = 'removed emptied replaced dates UIDs echoes'.split()
 
 def about(ds) -> dict:
     "What decides whether a person must look at a picture"
-    body, kind = str(ds.get('BodyPartExamined') or ''), str(ds.get('Modality') or '')
-    return dict(screenshot=ds.get('BurnedInAnnotation') == 'YES' or 'Secondary Capture' in ds.SOPClassUID.name or kind in ('US', 'SC', 'OT'),
+    body, kind, what = str(ds.get('BodyPartExamined') or ''), str(ds.get('Modality') or ''), pydicom.uid.UID(ds.get('SOPClassUID') or ds.file_meta.get('MediaStorageSOPClassUID') or '')
+    return dict(what=what.name if what.is_valid and not what.is_private else 'of no known kind', screenshot=ds.get('BurnedInAnnotation') == 'YES' or 'Secondary Capture' in what.name or kind in ('US', 'SC', 'OT'),
                 face=kind in ('CT', 'MR', 'PT') and (not body or any(o in body.upper() for o in ('HEAD', 'BRAIN', 'FACE', 'SKULL', 'NECK'))))
 
 # %% ../nbs/26_deidentify.ipynb #fca3bcd1
@@ -202,10 +205,10 @@ def clean_file(path, part, names) -> dict:
     (part/new).parent.mkdir(parents=True, exist_ok=True); (part/new).write_bytes(data)
     return dict(new=new, **{k: done.get(k, 0) for k in DONE}, **about(ds))
 
-# %% ../nbs/26_deidentify.ipynb #d1e200e3
+# %% ../nbs/26_deidentify.ipynb #831b08e4
 def text_in_dicom(path) -> list:
     "Boxes of text in the first, middle and last frame of a DICOM file; a `MedkitError` where it cannot be decoded"
-    n = int(header(path)[0].get('NumberOfFrames') or 1)
+    n = int(tag(header(path)[0], 'NumberOfFrames', 1) or 1)
     for i in sorted({0, n//2, n-1}):
         _, x = decode(path, i if n > 1 else None)
         if found := burned_in_text(x): return found
@@ -332,7 +335,7 @@ def personal_tags(ds) -> list:
     marked, moved = ds.get('PatientIdentityRemoved') == 'YES', ds.get('LongitudinalTemporalInformationModified') in ('MODIFIED', 'REMOVED')
     return sorted({e.keyword or str(e.tag) for e in ds.iterall() if e.VR != 'SQ' and tells(e, marked, moved, str(ds.get('PatientID') or ''))})
 
-# %% ../nbs/26_deidentify.ipynb #76d4e192
+# %% ../nbs/26_deidentify.ipynb #78acd0c4
 def dicom_signs(path, known) -> list:
     "(check, where) of what a DICOM file still holds"
     with quietly():
@@ -344,7 +347,7 @@ def dicom_signs(path, known) -> list:
         kind = about(ds)
     found = [('DICOM tags', ', '.join(listed))]*bool(listed) + [('private tags', f'{len(private)} tags')]*bool(private) + [('file head', ', '.join(head))]*bool(head)
     found += [('text', f'{k} may hold {s}') for k, s in sorted(free)] + [('not marked', '(0012,0062)')]*(ds.get('PatientIdentityRemoved') != 'YES')
-    return found + (dicom_picture(path, kind) if 'no picture' not in faults else [('reports', str(ds.SOPClassUID.name))])
+    return found + (dicom_picture(path, kind) if 'no picture' not in faults else [('reports', kind['what'])])
 
 def dicom_picture(path, kind) -> list:
     "(check, where) of what the picture itself may show"
@@ -352,21 +355,27 @@ def dicom_picture(path, kind) -> list:
     except (MedkitError, *BROKEN): text = [('not looked into', 'pixels cannot be decoded')]
     return text + [('screenshots', 'Modality or BurnedInAnnotation')]*kind['screenshot'] + [('faces', 'CT, MR or PET of a head')]*kind['face']
 
-# %% ../nbs/26_deidentify.ipynb #345f09c6
+# %% ../nbs/26_deidentify.ipynb #75aa7c5e
 def nifti_signs(path, known) -> list:
     "(check, where) of what a NIfTI or Analyze header holds"
     try: h = nib.load(path).header
     except (nib.filebasedimages.ImageFileError, *BROKEN): return [('not looked into', 'unreadable')]
     texts = {k: h[k].item().decode('latin-1').strip('\0 ') for k in ('descrip', 'aux_file', 'db_name', 'intent_name') if k in h}
     found = [('NIfTI header', f'{k} may hold {s}') for k, v in texts.items() for s in field_signs(v, known)]
-    return found + [('NIfTI header', f'an extension of code {e.get_code()}') for e in getattr(h, 'extensions', ())]
+    return found + [s for e in getattr(h, 'extensions', ()) for s in extension_signs(e, known)]
+
+def extension_signs(e, known) -> list:
+    "(check, where) of what stands behind a NIfTI header: code 2 is a whole DICOM header; in all others signs are looked for"
+    where, content = f'an extension of code {e.get_code()}', e.get_content()
+    kinds = ['a DICOM header'] if e.get_code() == 2 else signs(content.decode('latin-1') if isinstance(content, bytes) else str(content), known)
+    return [('NIfTI header', f'{where} may hold {k}') for k in kinds] or [('NIfTI extension', f'{where}, in which nothing was found')]
 
 def field_signs(text, known=()) -> list:
     "`signs` of a short field of its own, in which two capitalised words are taken for a name"
     two = re.fullmatch(r'[A-ZÀ-Þ][^\W\d_]{2,}[\s_,-]+[A-ZÀ-Þ][^\W\d_]{2,}', text)
     return signs(text, known) + ['a name']*bool(two and 'a name' not in signs(text))
 
-# %% ../nbs/26_deidentify.ipynb #1a7552d7
+# %% ../nbs/26_deidentify.ipynb #6106ea15
 SKIP = 'release version licence license reference description BIDSVersion DatasetDOI'.lower().split()  # of a data set, not of a person
 
 def json_signs(o, known, at='') -> list:
@@ -378,7 +387,7 @@ def json_signs(o, known, at='') -> list:
 def json_key(key, value) -> list:
     tag = pydicom.datadict.tag_for_keyword(key)
     if tag is None or value in ('', None, [], {}) or str(value).upper() in DUMMIES: return []
-    return [('sidecar', key)] if rule(pydicom.tag.Tag(tag), pydicom.datadict.dictionary_VR(tag)) not in ('keep', 'U') or key.endswith('InstanceUID') else []
+    return [('sidecar', key)] if rule(pydicom.tag.Tag(tag), dictionary_VR(tag)) not in ('keep', 'U') or key.endswith('InstanceUID') else []
 
 # %% ../nbs/26_deidentify.ipynb #03d2a443
 AUTHORS = {'artist', 'author', 'comment', 'copyright', 'creation time', 'datetime', 'datetimeoriginal', 'description', 'gpsinfo', 'hostcomputer', 'imagedescription', 'source', 'title', 'usercomment', 'xpauthor', 'xpcomment', 'xptitle', 'bodyserialnumber', 'cameraownername'}
@@ -431,13 +440,14 @@ def names_within(files) -> set:
             except BROKEN: return set()
     return set().union(*map(one, files))
 
-# %% ../nbs/26_deidentify.ipynb #5f7d865b
+# %% ../nbs/26_deidentify.ipynb #6cb01f62
 SAYS = {
     'DICOM tags': ('error', 'hold tags that PS3.15 Annex E removes or replaces', 'Run deidentify(folder, out) and pass on what it writes.'),
     'private tags': ('error', 'hold private DICOM tags, which may hold anything', 'Run deidentify(folder, out).'),
     'sidecar': ('error', 'are JSON files with keys or texts of a person or an examination', 'Remove these keys.'),
     'names of files': ('error', 'have names, or lie in folders with names, that seem to identify', 'Rename them by a list that stays with you.'),
     'NIfTI header': ('error', 'are volumes with a header text or extension that may identify', 'Empty the fields named here, and drop the extensions.'),
+    'NIfTI extension': ('note', 'are volumes with an extension behind the header, in which nothing was found', 'Look at it, or drop it, if nobody needs it.'),
     'picture data': ('error', 'are pictures with texts of their own (EXIF, PNG) that may identify', 'Save the pixels alone.'),
     'text in the picture': ('warning', 'show what looks like a line of text', 'Look at each; crop it or paint it over.'),
     'text': ('warning', 'hold a text that may identify, in a tag that no table lists', 'Read the tags named here.'),

@@ -5,22 +5,23 @@
 # %% auto #0
 __all__ = ['LPS', 'CLASSES', 'LARGEST', 'ARCHIVES', 'PROGRAMS', 'BROKEN', 'PIXELS', 'HEADS', 'NUMBERS', 'SPLITS', 'FAULTS',
            'EMPTY_ALLOWED', 'head_volume', 'place_tags', 'patient_tags', 'slice_file', 'write_series', 'inflates_to',
-           'first_bytes', 'quietly', 'wrong_vrs', 'plain', 'tag', 'pixel_faults', 'header', 'tags_in_words',
-           'frame_tags', 'unit_axes', 'place_of', 'slices_of', 'times', 'split_repeats', 'split_series', 'Series',
-           'Steps', 'steps', 'tilt', 'orientation_words', 'series_words', 'series_affine', 'in_own_words', 'decode',
-           'values', 'repeats', 'why_no_volume', 'series_image', 'out_of_order', 'geometry_findings', 'order_finding',
-           'value_findings', 'file_findings', 'mix_findings', 'DicomFolder', 'dicom_files', 'open_dicom', 'dicom_table',
-           'check_dicom', 'one_series', 'dicom_to_nifti', 'turned', 'tilted', 'greys', 'picture', 'show_series',
-           'side_lines', 'show_positions', 'code_of', 'segment_of', 'mask_of', 'source_frames', 'write_seg', 'read_seg']
+           'first_bytes', 'quietly', 'wrong_vrs', 'plain', 'names_patient', 'tag', 'pixel_faults', 'header',
+           'tags_in_words', 'frame_tags', 'unit_axes', 'place_of', 'slices_of', 'times', 'split_repeats',
+           'split_series', 'Series', 'Steps', 'steps', 'tilt', 'orientation_words', 'series_words', 'series_affine',
+           'in_own_words', 'decode', 'values', 'repeats', 'why_no_volume', 'series_image', 'geometry_findings',
+           'numbered', 'value_notes', 'value_findings', 'out_of_order', 'order_findings', 'file_findings',
+           'mix_findings', 'DicomFolder', 'dicom_files', 'whole', 'open_dicom', 'dicom_table', 'check_dicom',
+           'one_series', 'dicom_to_nifti', 'turned', 'tilted', 'greys', 'picture', 'show_series', 'side_lines',
+           'show_positions', 'code_of', 'segment_of', 'mask_of', 'source_frames', 'write_seg', 'read_seg']
 
-# %% ../nbs/25_dicom.ipynb #9fdea37d
+# %% ../nbs/25_dicom.ipynb #da712ce8
 import contextlib, logging, nibabel as nib, numpy as np, pandas as pd, pydicom, re, struct, threading, warnings, zlib
 from collections import Counter
 from dataclasses import dataclass, field as default
 from pathlib import Path
 from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, get_decoder, pixel_array
-from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, MediaStorageDirectoryStorage, MRImageStorage, generate_uid
 from scipy.spatial.transform import Rotation
 from .core import MedkitError, atomic, choose, watched
 from .findings import Finding, Findings
@@ -172,7 +173,7 @@ def quietly():
             _readers.pop()
             if not _readers: _silence.close()
 
-# %% ../nbs/25_dicom.ipynb #b2f9edab
+# %% ../nbs/25_dicom.ipynb #9d29a4e4
 def wrong_vrs(ds) -> list:
     "Keywords of the tags whose value representation is not the standard's (PS3.6)"
     def fits(e): return e.VR in (None, 'UN') or e.tag.is_private or not dictionary_has_tag(e.tag) or e.VR in dictionary_VR(e.tag)
@@ -180,14 +181,21 @@ def wrong_vrs(ds) -> list:
 
 def plain(keyword, text) -> bool:
     "Whether a text is of the kind that the tag holds. Where a length is broken, a value swallows the tags behind it, the patient's name among them"
-    return re.fullmatch(r'[A-Za-z0-9 _]{0,16}', text) is not None if dictionary_VR(keyword) == 'CS' else text.isprintable() and '^' not in text and len(text) <= 64
+    vr = dictionary_VR(keyword)
+    if vr in ('DS', 'IS', 'US'): return False                                                   # a number that is still a text is none
+    return re.fullmatch(r'[A-Za-z0-9 _]{0,16}', text) is not None if vr == 'CS' else text.isprintable() and '^' not in text and len(text) <= 64
+
+def names_patient(ds, text) -> bool:
+    "Whether a text repeats a word of four letters and more of the patient's name or number"
+    words = re.split(r'[\W_]+', f"{ds.get('PatientName', '')} {ds.get('PatientID', '')}".lower())
+    return any(len(w) > 3 and w in text.lower() for w in words)
 
 def tag(
     ds, keyword,
     n=None,      # So many finite numbers are wanted
     faults=None, # The keyword is added where the value is of another kind
 ):
-    "A tag's value (text, number, tuple), None where it is absent, empty or of another kind"
+    "A tag's value (text, number, tuple), None where it is absent, empty, of another kind, or names the patient"
     try:
         v = ds.get(keyword)
         if v is None or v == '' or isinstance(v, (pydicom.Sequence, bytes)): return None
@@ -195,7 +203,9 @@ def tag(
         if n:
             many = tuple(float(o) for o in many)
             if len(many) != n or not np.isfinite(many).all(): raise ValueError
-        if not all(plain(keyword, o) for o in many if isinstance(o, str)): raise ValueError
+        texts = [o for o in many if isinstance(o, str)]
+        if not all(plain(keyword, o) for o in texts): raise ValueError
+        if any(names_patient(ds, o) for o in texts): return None
         return many if len(many) > 1 else many[0]
     except BROKEN:
         if faults is not None: faults.append(keyword)
@@ -219,7 +229,7 @@ def pixel_faults(
         return ['truncated'] if short and 'YBR_FULL_422' not in ds.get('PhotometricInterpretation', '') else []
     return [] if get_decoder(syntax).is_available else ['no decoder']
 
-# %% ../nbs/25_dicom.ipynb #4614fb70
+# %% ../nbs/25_dicom.ipynb #d3dcde3c
 def header(path) -> tuple:
     "(a file's data set with its pixels still on the disk, or None; names of faults)"
     path = Path(path)
@@ -228,6 +238,7 @@ def header(path) -> tuple:
             go, faults = first_bytes(path)
             if not go: return None, faults
             ds = pydicom.dcmread(path, defer_size=1024, force=True)
+            if ds.file_meta.get('MediaStorageSOPClassUID') == MediaStorageDirectoryStorage: return ds, faults + ['no picture']  # DICOMDIR, a disc's table of contents
             if 'SOPClassUID' not in ds: return None, ['unreadable' if 'no preamble' not in faults else 'not DICOM']
             return ds, faults + (['wrong VR'] if wrong_vrs(ds) else []) + pixel_faults(ds, path.stat().st_size)
     except BROKEN: return None, ['unreadable']
@@ -433,12 +444,7 @@ def series_image(series) -> nib.Nifti1Image:
     img = nib.Nifti1Image(x, series_affine(series)); img.header.set_xyzt_units('mm')
     return img
 
-# %% ../nbs/25_dicom.ipynb #5bdbf4db
-def out_of_order(series, key) -> int:
-    "How many neighbours are no neighbours any more when the slices are sorted by `key`"
-    order = sorted(range(len(series)), key=lambda i: key(series.slices[i]))
-    return int((np.abs(np.diff(order)) != 1).sum())
-
+# %% ../nbs/25_dicom.ipynb #ea742609
 def geometry_findings(series) -> list:
     "What the places of a series' slices tell"
     who, st = f'Series {series.number}', steps(series); add, found = (lambda *o: found.append(Finding(*o, draw=lambda: show_positions([series])))), []
@@ -451,23 +457,41 @@ def geometry_findings(series) -> list:
     if (t := tilt(series)) > .2: add('gantry tilt', 'warning', f'{who}: the slices are tilted by {t:.1f} degrees.', 'The affine is sheared; resample before you count on right angles.', series.files[:1])
     return found
 
-def order_finding(series) -> list:
-    "Whether names or instance numbers would put the slices into another order"
-    lost = {what: out_of_order(series, key) for what, key in (('file name', lambda s: s['file']), ('instance number', lambda s: s['instance'] or 0))}
-    text = ' and '.join(f'by {what} {n}' for what, n in lost.items() if n)
-    if not text or len(series.files) < 3 or len(steps(series).keep) < len(series): return []
-    return [Finding('order', 'note', f'Series {series.number}: of {len(series) - 1} neighbours, sorting {text} would tear apart.', 'Nothing: medkit sorts by position.', series.files[:1])]
+# %% ../nbs/25_dicom.ipynb #2b0b2926
+def numbered(group) -> str: return f"Series {', '.join(str(s.number) for s in group[:8])}" + (f' and {len(group) - 8} more' if len(group) > 8 else '')
 
-def value_findings(series) -> list:
-    "What the tags of a series tell of its numbers"
-    s, who, found = series.slices[0], f'Series {series.number}', []; add = lambda *o: found.append(Finding(*o, series.files[:1]))
-    if not series.placed and len(series) > 1: add('no positions', 'warning', f'{who}: {len(series)} slices or frames without a place in the body.', 'Pictures can be used, a volume cannot be made.')
-    if s['frame'] is not None: add('multi-frame', 'note', f'{who}: {len(series)} frames in {len(series.files)} files.', 'Nothing: each frame is read at its own place.')
-    if len({o['scale'] for o in series.slices}) > 1: add('slopes differ', 'note', f'{who}: slope and intercept differ between slices.', 'Nothing here; stored numbers must not be compared without them.')
-    if s['modality'] == 'CT' and s['frame'] is None and None in s['scale']: add('no rescale', 'warning', f'{who}: CT without slope and intercept.', 'Do not take its numbers for HU before you have looked at air and water.')
-    if s['colours'] == 'MONOCHROME1': add('inverted greys', 'note', f'{who}: MONOCHROME1, low numbers are shown white.', 'picture inverts it; values leaves numbers as they are, and SimpleITK turns them round.')
-    elif s['colours'] != 'MONOCHROME2': add('colour', 'note', f'{who}: its pictures are in colour.', 'picture shows it as RGB; no volume is made.')
+def value_notes(series) -> list:
+    "(check, severity, what is so, what to do) of the numbers of a series"
+    s, found = series.slices[0], []; add = lambda *o: found.append(o)
+    if not series.placed and len(series) > 1: add('no positions', 'warning', 'slices or frames without a place in the body', 'Pictures can be used, a volume cannot be made.')
+    if s['frame'] is not None: add('multi-frame', 'note', 'several frames in a file', 'Nothing: each frame is read at its own place.')
+    if len({o['scale'] for o in series.slices}) > 1: add('slopes differ', 'note', 'slope and intercept differ between slices', 'Nothing here; stored numbers must not be compared without them.')
+    if s['modality'] == 'CT' and s['frame'] is None and None in s['scale']: add('no rescale', 'warning', 'CT without slope and intercept', 'Do not take its numbers for HU before you have looked at air and water.')
+    if s['colours'] == 'MONOCHROME1': add('inverted greys', 'note', 'MONOCHROME1, low numbers are shown white', 'picture inverts it; values leaves numbers as they are, and SimpleITK turns them round.')
+    elif s['colours'] != 'MONOCHROME2': add('colour', 'note', 'pictures in colour', 'picture shows them as RGB; no volume is made.')
     return found
+
+def value_findings(several) -> list:
+    "One finding for each thing that `value_notes` says, with all series of which it is true"
+    said = {}
+    for s in several:
+        for o in value_notes(s): said.setdefault(o, []).append(s)
+    return [Finding(check, severity, f'{numbered(g)}: {what}.', todo, [s.files[0] for s in g]) for (check, severity, what, todo), g in said.items()]
+
+# %% ../nbs/25_dicom.ipynb #3b2d84ed
+def out_of_order(series, key) -> int:
+    "How many neighbours are no neighbours any more when the slices are sorted by `key`"
+    order = sorted(range(len(series)), key=lambda i: key(series.slices[i]))
+    return int((np.abs(np.diff(order)) != 1).sum())
+
+def order_findings(several) -> list:
+    "Whether names or instance numbers would put slices into another order"
+    keys, found = {'file name': lambda s: s['file'], 'instance number': lambda s: s['instance'] or 0}, []
+    long = [s for s in several if s.placed and len(s.files) > 2 and len(steps(s).keep) == len(s)]
+    for what, key in keys.items():
+        torn = {s.number: n for s in long if (n := out_of_order(s, key))}; g = [s for s in long if s.number in torn]
+        if g: found.append(f'{numbered(g)}: sorted by {what}, {sum(torn.values())} of {sum(len(s) - 1 for s in g)} neighbouring slices would be torn apart.')
+    return [Finding('order', 'note', ' '.join(found), 'Nothing: medkit sorts by position.', [s.files[0] for s in long])]*bool(found)
 
 # %% ../nbs/25_dicom.ipynb #07be0156
 FAULTS = {   # name: severity, what is wrong with the files, what to do
@@ -490,19 +514,18 @@ def file_findings(
     "One finding a fault"
     return [Finding(k, FAULTS[k][0], f'{len(v)} file{"s"*(len(v) > 1)}: {FAULTS[k][1]}.', FAULTS[k][2], v) for k, v in bad.items()]
 
-# %% ../nbs/25_dicom.ipynb #6c00c3be
+# %% ../nbs/25_dicom.ipynb #f60dc5d2
 def mix_findings(series) -> list:
     "What should not lie together: series, patients, orientations, sizes"
     found, by = [], lambda key: {k: [s for s in series if key(s) == k] for k in dict.fromkeys(map(key, series))}
     def add(check, severity, what, todo, group): found.append(Finding(check, severity, what, todo, [s.files[0] for s in group], draw=lambda: show_positions(group)))
-    def names(group): return ', '.join(str(s.number) for s in group[:8])
     for uid, g in by(lambda s: s.slices[0]['series']).items():
         if len(g) < 2: continue
-        if len({orientation_words(s) for s in g}) > 1: add('mixed orientations', 'warning', f'One series UID holds {len(g)} orientations or parts: {names(g)}.', 'They are kept apart; a localizer is no volume.', g)
-        elif len({(s.slices[0]['rows'], s.slices[0]['columns'], s.slices[0]['mm']) for s in g}) > 1: add('mixed sizes', 'warning', f'One series UID holds slices of several sizes: {names(g)}.', 'They are kept apart.', g)
-        else: add('several volumes in a series', 'note', f'One series UID holds {len(g)} volumes: {names(g)}.', f'They are kept apart; {SPLITS[0]} or another tag tells which is which.', g)
+        if len({orientation_words(s) for s in g}) > 1: add('mixed orientations', 'warning', f'{numbered(g)}: one series UID holds {len(g)} orientations or parts.', 'They are kept apart; a localizer is no volume.', g)
+        elif len({(s.slices[0]['rows'], s.slices[0]['columns'], s.slices[0]['mm']) for s in g}) > 1: add('mixed sizes', 'warning', f'{numbered(g)}: one series UID holds slices of several sizes.', 'They are kept apart.', g)
+        else: add('several volumes in a series', 'note', f'{numbered(g)}: one series UID holds {len(g)} volumes.', f'They are kept apart; {SPLITS[0]} or another tag tells which is which.', g)
     for folder, g in by(lambda s: Path(s.files[0]).parent).items():
-        if len({s.slices[0]['series'] for s in g}) > 1: add('mixed series', 'warning', f'A folder mixes {len(g)} series: {names(g)}.', 'Take one of them, or sort them into folders.', g)
+        if len({s.slices[0]['series'] for s in g}) > 1: add('mixed series', 'warning', f'{numbered(g)}: a folder mixes {len(g)} series.', 'Take one of them, or sort them into folders.', g)
         if len({s.slices[0]['patient'] for s in g}) > 1: add('mixed patients', 'error', f'A folder mixes {len({s.slices[0]["patient"] for s in g})} patients.', 'Sort them into folders.', g)
     return found
 
@@ -519,7 +542,7 @@ class DicomFolder:
     def __repr__(self): return '\n'.join([f'{len(self.table)} DICOM files', *map(repr, self.series), repr(self.findings)])
     def _repr_html_(self): return self.overview.to_html(index=False) + self.findings._repr_html_()
 
-# %% ../nbs/25_dicom.ipynb #40e0d5b5
+# %% ../nbs/25_dicom.ipynb #5b640d43
 class _Reader:
     "Collects rows, slices and faults, file by file"
     def __init__(self, base): self.base, self.rows, self.slices, self.bad, self.seen = base, [], [], {}, set()
@@ -532,13 +555,13 @@ class _Reader:
             except BROKEN: faults.append('unreadable')
         for k in dict.fromkeys(faults + ['wrong VR']*bool(odd)): self.fault(k, name)
     def describe(self, ds, name, faults, odd):
-        self.rows.append(dict(file=name) | tags_in_words(ds, odd))
-        if ds.get('SOPInstanceUID') in self.seen: faults.append('same file twice')
+        self.rows.append(dict(file=name) | tags_in_words(ds, odd)); uid = ds.get('SOPInstanceUID')
+        if uid and uid in self.seen: faults.append('same file twice')
         elif tag(ds, 'Modality') == 'SEG': faults.append('segmentation')
         elif not {'no picture', 'unreadable', 'bomb', 'truncated'} & set(faults): self.slices += slices_of(ds, name, odd)
-        self.seen.add(ds.get('SOPInstanceUID'))
+        self.seen.add(uid)
 
-# %% ../nbs/25_dicom.ipynb #349c3695
+# %% ../nbs/25_dicom.ipynb #6001c634
 def dicom_files(folder) -> tuple:
     "(folder, its files and those below it, hidden ones left out) of a folder or of one file"
     folder = Path(folder)
@@ -546,6 +569,12 @@ def dicom_files(folder) -> tuple:
     files = sorted(f for f in folder.rglob('*') if f.is_file() and not any(p.startswith('.') for p in f.relative_to(folder).parts)) if folder.is_dir() else []
     if not files: raise MedkitError(f'{folder} holds no files: name a folder with DICOM files, or one file')
     return folder, files
+
+def whole(c) -> pd.Series:
+    "A column as whole numbers where it holds nothing else, gaps as they are"
+    numbers = [o for o in c if isinstance(o, (int, float)) and o == o]
+    if not numbers or len(numbers) < c.notna().sum() or any(o % 1 or abs(o) > 1e15 for o in numbers): return c
+    return pd.Series([int(o) if o == o and o is not None else None for o in c], c.index, dtype='Int64')
 
 def open_dicom(
     folder, # Searched with all folders below it; or one file
@@ -558,8 +587,9 @@ def open_dicom(
     of = {s['file']: (o.number, p) for o in series for s, p in zip(o.slices, o.positions)}
     for row in r.rows: row['series'], row['position, mm'] = of.get(row['file'], (None, None))
     table = pd.DataFrame(r.rows, columns=['file', 'series', 'position, mm', *HEADS.values(), 'storage']).astype({'series': 'Int64', 'position, mm': float})
-    found = file_findings(r.bad) + mix_findings(series) + [f for s in series for f in value_findings(s) + (geometry_findings(s) + order_finding(s) if s.placed else [])]
-    return DicomFolder(base, table.sort_values(['series', 'position, mm', 'file'], ignore_index=True).dropna(axis=1, how='all'), series, Findings(found, 'The folder'))
+    found = file_findings(r.bad) + mix_findings(series) + [f for s in series if s.placed for f in geometry_findings(s)] + value_findings(series) + order_findings(series)
+    table = table.sort_values(['series', 'position, mm', 'file'], ignore_index=True).dropna(axis=1, how='all')
+    return DicomFolder(base, table.assign(**{h: whole(table[h]) for h in HEADS.values() if h in table}), series, Findings(found, 'The folder'))
 
 def dicom_table(folder) -> pd.DataFrame:
     "One row a DICOM file, tags in words, sorted by series and position"
@@ -609,7 +639,7 @@ def tilted(
     "The sheared affine of a scan with a tilted gantry"
     return np.hstack([turned(affine, (degrees, 0, 0))[:, :2], affine[:, 2:]])
 
-# %% ../nbs/25_dicom.ipynb #70db4389
+# %% ../nbs/25_dicom.ipynb #7038c2bd
 def greys(x, ds) -> np.ndarray:
     "uint8 by the file's own window or table, or from the lowest to the highest number"
     if 'VOILUTSequence' in ds: x = apply_voi_lut(np.rint(x).astype(np.int32), ds, prefer_lut=True).astype(np.float32); c = w = None
@@ -628,7 +658,7 @@ def picture(
     with in_own_words(path):
         colours = pydicom.dcmread(path, stop_before_pixels=True, force=True).PhotometricInterpretation
         if colours == 'PALETTE COLOR': x = apply_color_lut(x, ds)
-        if x.shape[-1] == 3 and not colours.startswith('MONO'): return (x >> 8 if x.dtype == np.uint16 else x).astype(np.uint8)
+        if x.shape[-1] == 3 and not colours.startswith('MONO'): return (x >> 8*(x.itemsize - 1)).astype(np.uint8)
         if x.ndim != 2: raise MedkitError(f'{Path(path).name} has {len(x)} frames: say which, as frame=0')
         x = apply_modality_lut(x, ds)
         g = greys(x, ds) if level is None else window(x, level, width)
@@ -717,12 +747,12 @@ def mask_of(mask, series, labels) -> np.ndarray:
     if not mask.any(): raise MedkitError('The mask is all background: there is nothing to write')
     return mask.astype(np.uint8)
 
-# %% ../nbs/25_dicom.ipynb #1c9ccb71
+# %% ../nbs/25_dicom.ipynb #667a2486
 EMPTY_ALLOWED = 'PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber ReferringPhysicianName'.split()  # type 2: present, perhaps empty
 
 def _source(path):
     "A header as highdicom wants it: what may be empty is there, also where a de-identification took it out"
-    ds = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+    with quietly(): ds = pydicom.dcmread(path, stop_before_pixels=True, force=True)
     for k in EMPTY_ALLOWED:
         if k not in ds: setattr(ds, k, '')
     return ds
@@ -736,7 +766,7 @@ def source_frames(series) -> tuple:
     if len(at) != int(ds.NumberOfFrames): raise MedkitError(f'{series!r} is part of the frames of its file: a segmentation of all frames is wanted')
     return [ds], [at[i] for i in range(len(at))]
 
-# %% ../nbs/25_dicom.ipynb #8ef7804e
+# %% ../nbs/25_dicom.ipynb #5552cbae
 def write_seg(
     mask,         # A NIfTI image or file on the grid of the series, or an array (columns, rows, slices) of labels
     source,       # The `Series` it was drawn on, or a folder or file that holds one
@@ -754,9 +784,10 @@ def write_seg(
     y = mask_of(mask, series, labels); sources, order = source_frames(series); codes, colours = codes or {}, colours or {}
     described = [segment_of(hd, n, labels[n], codes.get(n, labels[n]), colours.get(n, plt.cm.Set1((n - 1) % 9)[:3]), by) for n in sorted(labels)]
     uid = lambda *what: generate_uid(entropy_srcs=['seg', sources[0].SOPInstanceUID, str(zlib.crc32(y.tobytes())), *map(str, labels.values()), *what])
-    number = int(tag(sources[0], 'SeriesNumber', 1) or 0) + 1000
     try:
-        with quietly(): seg = hd.seg.Segmentation(sources, y.transpose(2, 1, 0)[order], 'BINARY', described, uid('series'), number, uid('object'), 1, 'medkit', 'medkit', '1', 'none')
+        with quietly():
+            number = int(tag(sources[0], 'SeriesNumber', 1) or 0) + 1000
+            seg = hd.seg.Segmentation(sources, y.transpose(2, 1, 0)[order], 'BINARY', described, uid('series'), number, uid('object'), 1, 'medkit', 'medkit', '1', 'none')
     except BROKEN as e: raise MedkitError(f'highdicom cannot write a segmentation of {series!r} ({type(e).__name__}): the series lacks a tag that it needs, such as a UID or a frame of reference') from None
     with atomic(path) as f: seg.save_as(f)
     return path

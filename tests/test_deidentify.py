@@ -8,7 +8,8 @@ from pydicom.datadict import DicomDictionary, keyword_for_tag
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, CTImageStorage, EncapsulatedPDFStorage, generate_uid
 from medkit.core import MedkitError
-from medkit.deidentify import annex_e, burn_in, burned_in_text, deidentify, files_of, personal_tags, phi_check, rule
+from medkit.burned_in import burn_in, burned_in_text
+from medkit.deidentify import annex_e, deidentify, files_of, personal_tags, phi_check, rule
 from medkit.evaluate import share
 from medkit.phantom import head_ct
 
@@ -158,7 +159,7 @@ def test_damaged_files_and_names_elsewhere(tmp_path, caplog, capsys):
     ct.PatientName, ct.PatientID = 'Zqsecret^Xkname', 'HOSP998877'; ct.save_as(tmp_path/'base.dcm'); base = (tmp_path/'base.dcm').read_bytes()
     for i in range(12):
         b = np.frombuffer(base, np.uint8).copy(); b[rng.integers(132, 6000, 20)] = rng.integers(0, 256, 20); (src/f'{i}.dcm').write_bytes(b[:None if i % 3 else rng.integers(200, len(b))].tobytes())
-    for uid, tags in (('1.2.3.4', dict(PatientName='Test^Patient', PatientID='')), ('1.2.3.5', dict(BodyPartExamined='ZQSECRET')), ('1.2.3.6', dict(PatientName='M\u00fcller^J\u00fcrgen', SpecificCharacterSet='ISO_IR 192', Manufacturer='von M\u00dcLLER'))):
+    for uid, tags in (('1.2.3.4', dict(PatientName='Test^Patient', PatientID='')), ('1.2.3.5', dict(BodyPartExamined='OF ZQSECRET')), ('1.2.3.6', dict(PatientName='M\u00fcller^J\u00fcrgen', SpecificCharacterSet='ISO_IR 192', Manufacturer='von M\u00dcLLER'))):
         ds = pydicom.dcmread(tmp_path/'base.dcm'); ds.SOPInstanceUID = uid
         for k, v in tags.items(): setattr(ds, k, v)
         ds.save_as(src/f'{uid}.dcm')
@@ -166,6 +167,23 @@ def test_damaged_files_and_names_elsewhere(tmp_path, caplog, capsys):
     assert {'1.2.3.4.dcm', '1.2.3.6.dcm'} <= old and '1.2.3.5.dcm' not in old and any('still held' in f.what for f in done.findings)
     assert not left(tmp_path/'out', ['Zqsecret', 'Xkname', 'HOSP998877', 'm\u00fcller']) and not any(f.severity == 'error' for f in found[1])
     said = caplog.text + ''.join(capsys.readouterr()) + str([f.to_df().to_string() for f in (*found, done.findings)]); assert not any(w in said for w in ('Zqsecret', 'Xkname', 'HOSP998877'))
+
+def test_texts_where_numbers_and_codes_belong(tmp_path):
+    from pydicom.dataelem import RawDataElement
+    from medkit.dicom import head_volume, write_series
+    vol, affine, _ = head_volume((8, 8, 2)); token = 'Zqmisplaced '
+    for i, (k, vr) in enumerate(dict(SeriesNumber='IS', WindowCenter='DS', EchoTime='LO', FlipAngle='PN', ReferencedImageSequence='LO', StudyTime='TM', StudyInstanceUID='UI').items()):
+        for f in write_series(vol, affine, tmp_path/'in'/k, number=i):
+            ds = pydicom.dcmread(f); t = pydicom.tag.Tag(k); ds[t] = RawDataElement(t, vr, len(token), token.encode(), 0, False, True); ds.save_as(f)
+    for f in write_series(vol, affine, tmp_path/'in'/'echo', number=20, PatientName='Zqm^Jane', BodyPartExamined='JANE', ManufacturerModelName='for Jane'): pass
+    assert left(tmp_path/'in', [token.strip()]); done = deidentify(tmp_path/'in', tmp_path/'out')
+    assert len(done.table) >= 10 and not left(tmp_path/'out', [token.strip(), 'jane'])
+
+def test_a_disc_with_its_index(tmp_path):
+    "DICOMDIR names the patients of a disc: it is told, its names are known, and it is not copied"
+    disc = tmp_path/'disc'; shutil.copytree(get_testdata_file('CT_small.dcm', download=False).replace('CT_small.dcm', 'dicomdirtests/TINY_ALPHA'), disc)
+    found = phi_check(disc); assert any('PatientName' in i for i in found.of('DICOM tags')[0].items if i.startswith('DICOMDIR')) and found.of('reports')
+    shutil.copy(get_testdata_file('CT_small.dcm', download=False), disc); done = deidentify(disc, tmp_path/'out'); assert not done.key.old.str.contains('DICOMDIR').any() and any('no picture' in f.what for f in done.findings)
 
 FILES = 'CT_small.dcm MR_small.dcm MR_small_RLE.dcm MR_small_bigendian.dcm MR_small_implicit.dcm MR_small_padded.dcm JPEG2000.dcm JPEG-lossy.dcm ExplVR_BigEnd.dcm examples_palette.dcm image_dfl.dcm SC_rgb_rle_2frame.dcm liver_1frame.dcm rtdose_1frame.dcm MR_small_jp2klossless.dcm nested_priv_SQ.dcm UN_sequence.dcm color-pl.dcm'.split()
 
@@ -185,10 +203,12 @@ def test_phi_check_finds_each_place(tmp_path):
     (tmp_path/'a.json').write_text('{"PatientName": "Doe", "EchoTime": 0.004}'); (tmp_path/'b.json').write_text('{"EchoTime": 0.004, "Manufacturer": "ACME"}')
     info = PngImagePlugin.PngInfo(); info.add_text('Author', 'Jane Doe'); page = np.full((80, 200), 30, np.uint8)
     Image.fromarray(page).save(tmp_path/'c.png', pnginfo=info); Image.fromarray(burn_in(page, 'DOE JANE 1957', size=14, value=255)).save(tmp_path/'d.png'); Image.fromarray(page).save(tmp_path/'e.png')
+    clean.header.extensions += [nib.nifti1.Nifti1Extension(6, b'voxels are cubes')]; nib.save(clean, tmp_path/'h.nii.gz')
     (tmp_path/'19570312').mkdir(); (tmp_path/'19570312'/'f.csv').write_text('id\n1\n'); (tmp_path/'g.bin').write_bytes(b'\0'*9)
     found = phi_check(tmp_path); at = {f.check: f.items for f in found}
     assert at['NIfTI header'] == ['a.nii.gz: descrip may hold a name'] and at['sidecar'] == ['a.json: PatientName'] and at['picture data'] == ['c.png: Author']
     assert [i.split(':')[0] for i in at['text in the picture']] == ['d.png'] and len(at['names of files']) == 1 and at['not looked into'] == ['g.bin: .bin']
+    assert [i.split(':')[0] for i in at['NIfTI extension']] == ['h.nii.gz'] and found.of('NIfTI extension')[0].severity == 'note'
     assert '1957' not in found.to_df().to_string() and 'Doe' not in found.to_df().to_string()
 
 def test_every_annex_e_tag_is_told():
