@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WINDOW', 'LEVELS', 'POSITIONS', 'ALIKE', 'LOOKED_FOR', 'places', 'content', 'thumbnails', 'in_slices', 'unit',
            'coefficients', 'in_any_position', 'smooth', 'spectrum', 'spectrum_in_any_position', 'nearest', 'details',
-           'overlaid', 'shifted', 'judged', 'near_copies', 'is_flat', 'copies', 'draw_pairs', 'check_duplicates',
-           'same_group']
+           'overlaid', 'best_pairs', 'shifted', 'judged', 'near_copies', 'is_flat', 'copies', 'draw_pairs',
+           'check_duplicates', 'same_group']
 
 # %% ../nbs/51_duplicates.ipynb #7e9b3df6
 import hashlib, os, re
@@ -205,14 +205,25 @@ def _positions(c, i, j):
         return t
     return np.stack([(like(c[i], k, m)*c[j]).sum((1, 2)) for m in (0, 1) for k in range(4)]).argmax(0)
 
-# %% ../nbs/51_duplicates.ipynb #ce7d77c0
+# %% ../nbs/51_duplicates.ipynb #c2336cd1
 ALIKE = .95   # Correlation of the details from which two pictures count as one: 20 clean sets of 1000 drawn lesions reach 0.943
 
 def _pairs(near):
-    "Different unordered pairs of neighbours as a*n + b (m,), and the best rank of each"
-    i, j = np.tile(np.arange(len(near)), near.shape[1]), near.T.ravel()      # all first neighbours, then all second ones
-    both, first = np.unique(np.minimum(i, j)*len(near) + np.maximum(i, j), return_index=True)
-    return both, first//len(near)
+    "Different unordered pairs of neighbours as a*n + b, of (n,k)"
+    i, j = np.repeat(np.arange(len(near)), near.shape[1]), near.ravel()
+    return np.unique(np.minimum(i, j)*len(near) + np.maximum(i, j))
+
+def best_pairs(
+    i, j,   # int (m,) pairs
+    score,  # (m,)
+    most=2, # Of each `i` and each `j`
+):          # bool (m,)
+    "Which pairs are among the best of one of their two"
+    at = np.concatenate([i, j])
+    order = np.lexsort((-np.concatenate([score, score]), at))
+    rank, ok = np.arange(len(at)) - np.searchsorted(at[order], at[order]), np.zeros(len(at), bool)
+    ok[order] = rank < most
+    return ok[:len(i)] | ok[len(i):]
 
 def _halved(t):
     "Small copies with 32 pixels an edge"
@@ -225,29 +236,31 @@ def _details(t):
 def shifted(
     a, b,   # float32 (m,32,32) details of length 1
     most=5, # Pixels along each axis
-):          # (m,)
+) -> tuple: # correlation (m,), shifts and stretches (m,4) for `overlaid`
     "Largest correlation of pairs over all shifts by whole pixels"
-    c = irfft2(rfft2(a)*rfft2(b).conj(), s=a.shape[1:])
     near = np.arange(-most, most + 1)
-    return c[:, near[:, None], near].max((1, 2))
+    c = irfft2(rfft2(a)*rfft2(b).conj(), s=a.shape[1:])[:, near[:, None], near].reshape(len(a), -1)
+    y, x = np.divmod(c.argmax(1), len(near))
+    still = np.zeros(len(a))
+    return c.max(1), np.stack([most - x, still, most - y, still], 1).astype(np.float32)*2/(a.shape[-1] - 1)
 
 def judged(
     a, b,  # (m,e,e) pairs of small copies, in the same position
     rough, # (m,) correlation of their details at 32 pixels
     again, # (m,) whether to lay those over each other that do not agree as they lie: the costly part
+    start, # (m,4) where to begin, as for `overlaid`
     least=ALIKE,
 ):         # (m,) correlation of the details
     "How much two pictures are the same; each costlier way only where a cheaper one gives hope"
-    score, todo = np.array(rough, np.float32), np.flatnonzero(rough > .6)
     large = a.shape[-1] > 32
-    if large: score[:] = 0; score[todo] = (unit(details(a[todo]))*unit(details(b[todo]))).sum(1)
+    score = (unit(details(a))*unit(details(b))).sum(1) if large else np.array(rough, np.float32)
     todo = np.flatnonzero((score < least) & again)
-    laid, p = overlaid(_halved(a[todo]), _halved(b[todo]))
+    laid, p = overlaid(_halved(a[todo]), _halved(b[todo]), torch.from_numpy(start[todo]))
     if large: todo, p = todo[laid > .85], p[laid > .85]; laid = overlaid(a[todo], b[todo], p, LEVELS[1:])[0]
     score[todo] = np.maximum(score[todo], laid)
     return score
 
-# %% ../nbs/51_duplicates.ipynb #21f19736
+# %% ../nbs/51_duplicates.ipynb #c39eeedd
 def near_copies(
     t,          # Small copies (n,e,e) of different pictures
     describe,   # Functions from small copies to numbers by which neighbours are sought
@@ -256,17 +269,20 @@ def near_copies(
 ) -> pd.DataFrame: # Columns a, b (rows, a < b), correlation, turned
     "Pairs of small copies that show the same picture, in any of eight positions"
     small = _halved(t)
-    pairs, rank = map(np.concatenate, zip(*[_pairs(nearest(unit(f(small)).astype(np.float32))) for f in describe]))
-    order = np.lexsort((rank, pairs))
-    first = order[np.r_[True, np.diff(pairs[order]) != 0]]        # each pair once, by its best rank
-    (i, j), hope, c, fine = np.divmod(pairs[first], len(t)), lay & (rank[first] < 2), coefficients(small), _details(small)
-    def block(k):
-        b = slice(k, k + 256)
+    pairs = np.unique(np.concatenate([_pairs(nearest(unit(f(small)).astype(np.float32))) for f in describe]))
+    (i, j), c, fine = np.divmod(pairs, len(t)), coefficients(small), _details(small)
+    def glance(b):
         g = _positions(c, i[b], j[b])
         x, y = _turned(fine[i[b]], g).astype(np.float32), fine[j[b]].astype(np.float32)
-        return judged(_turned(t[i[b]], g), t[j[b]], (x*y).sum((1, 2)), hope[b] & (shifted(x, y) > .6), least), g > 0
-    score, turned = map(np.concatenate, zip(*in_threads(block, range(0, len(i), 256), os.cpu_count() or 1)))
-    return pd.DataFrame(dict(a=i, b=j, correlation=score, turned=turned))[score >= least]
+        return g, (x*y).sum((1, 2)), *shifted(x, y)
+    g, rough, peak, start = _in_blocks(glance, np.arange(len(i)))
+    again = lay & (peak > .6) & best_pairs(i, j, peak)
+    todo = np.flatnonzero((rough > .6) | again)
+    score, = _in_blocks(lambda b: (judged(_turned(t[i[b]], g[b]), t[j[b]], rough[b], again[b], start[b], least),), todo)
+    same = todo[score >= least]
+    return pd.DataFrame(dict(a=i[same], b=j[same], correlation=score[score >= least], turned=g[same] > 0))
+
+def _in_blocks(f, rows): return map(np.concatenate, zip(*in_threads(lambda k: f(rows[k:k+256]), range(0, max(len(rows), 1), 256), os.cpu_count() or 1)))
 
 # %% ../nbs/51_duplicates.ipynb #1265d38c
 def _read(x, edge):
