@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ITEMS', 'STATES', 'STAGES', 'PROTOCOL', 'CHECKS', 'Item', 'Data', 'set_of', 'folder_of', 'data_of', 'kept', 'safe',
-           'rows_of', 'check_sizes', 'sums', 'check_raw', 'one_grid', 'check_grid', 'tidied', 'check_anonymisation',
-           'some_pictures', 'check_looked', 'protocol', 'check_sources', 'check_atlas', 'kept_answers', 'settle',
-           'Checklist', 'lines_of', 'markdown', 'page', 'write_checklist', 'checklist']
+           'rows_of', 'counted', 'check_sizes', 'sums', 'check_raw', 'one_grid', 'check_grid', 'tidied',
+           'check_anonymisation', 'some_pictures', 'check_looked', 'protocol', 'check_sources', 'check_atlas',
+           'kept_answers', 'settle', 'Checklist', 'lines_of', 'markdown', 'page', 'write_checklist', 'checklist']
 
 # %% ../nbs/54_checklist.ipynb #15935514
 import hashlib, html, json, nibabel as nib, numpy as np, os, pandas as pd
@@ -15,17 +15,18 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
-# %% ../nbs/54_checklist.ipynb #8e3147c2
+# %% ../nbs/54_checklist.ipynb #cbd4678a
 from .core import MedkitError, atomic, choose, in_threads, save_json
 from .deidentify import PICTURES, files_of, phi_check, signs
-from .dicom import header, quietly
-from .explore import picture_table, plot_cases, plot_montage, read_case, volume_table
+from .dicom import header, quietly, tag
+from .evaluate import table_html
+from .explore import dicom_volumes, holds_dicom, picture_table, plot_cases, plot_montage, read_case, span, volume_table
 from .findings import Finding, Findings
 from .images import ImageSet
 from .pages import Page, widest
 from .volumes import UNREADABLE, Case, VolumeSet, open_volumes, scan, stem
 
-# %% ../nbs/54_checklist.ipynb #4f7097c7
+# %% ../nbs/54_checklist.ipynb #565bb5ab
 ITEMS = {
     'sizes': ('Sizes and spacings are recorded', 'Where is the table of all sizes and spacings?'),
     'raw': ('Raw, interim and processed are kept apart, and the way between is reproducible', 'Which script turns raw files into processed ones (DICOM to NIfTI among it), and where are the raw files kept?'),
@@ -46,6 +47,7 @@ class Item:
     answer:str = ''
     answered:str = ''                           # Day of the answer
     def __post_init__(self): choose(self.key, ITEMS, 'item'); choose(self.state, STATES, 'state')
+    def __repr__(self): return f'[{self.state}] {self.title}. {" ".join(self.evidence)}' + f' Answer of {self.answered}: {self.answer}'*bool(self.answer)
     @property
     def title(self): return ITEMS[self.key][0]
 
@@ -66,16 +68,15 @@ class Data:
     @property
     def volumes(self): return isinstance(self.set, VolumeSet)
 
-# %% ../nbs/54_checklist.ipynb #68b827eb
+# %% ../nbs/54_checklist.ipynb #d06e1f7c
 def set_of(
     folder, # `Path`
 ):          # `VolumeSet` or `ImageSet`
     "The volumes, DICOM series or pictures below a folder"
     files = files_of(folder); sets = [f for f in files if f.name == 'dataset.json']
     if len(sets) == 1: return open_volumes(sets[0].parent)
-    def below(p): return p.relative_to(folder).as_posix()
-    if fs := [f for f in files if f.name.lower().endswith(('.nii', '.nii.gz'))]: return VolumeSet(folder.name, [Case(below(f.parent/stem(f)), f) for f in fs], {0: 'background'}, [''], folder)
-    if ds := sorted({f.parent for f in files if header(f)[0] is not None}): return VolumeSet(folder.name, [Case(below(d), d) for d in ds], {0: 'background'}, [''], folder)
+    if fs := [f for f in files if f.name.lower().endswith(('.nii', '.nii.gz'))]: return VolumeSet(folder.name, [Case((f.parent/stem(f)).relative_to(folder).as_posix(), f) for f in fs], {0: 'background'}, [''], folder)
+    if holds_dicom(folder): return dicom_volumes(folder)[0]
     fs = [f for f in files if f.suffix.lower() in PICTURES]
     if not fs: raise MedkitError(f'{folder.name} holds no volumes, DICOM series or pictures: name the folder of the data')
     return ImageSet(fs, np.zeros(len(fs), int), np.array(['train']*len(fs)), ['all'], folder.name)
@@ -102,7 +103,7 @@ def kept(out, name):
     try: return json.loads(f.read_text(encoding='utf-8')) if f and f.is_file() else None
     except ValueError as e: raise MedkitError(f'{name} in {out.name} is damaged ({type(e).__name__}): mend it, or move it away') from e
 
-# %% ../nbs/54_checklist.ipynb #fc0c91dc
+# %% ../nbs/54_checklist.ipynb #7c96e3d3
 def safe(name, i) -> str:
     "A subject's name, or its number where the name seems to identify"
     return f'subject {i + 1}' if signs(str(name)) else str(name)
@@ -110,21 +111,24 @@ def safe(name, i) -> str:
 def rows_of(d) -> pd.DataFrame:
     "One row a subject: sizes, spacings, orientation"
     df = volume_table(d.set) if d.volumes else picture_table(d.set)
+    if 'problem' in df: df['problem'] = df.problem.where(df.problem.isna() | ~df.problem.map(lambda p: bool(signs(str(p)))), 'cannot be read')
     return df.assign(item=[safe(o, i) for i, o in enumerate(df['item'])])
 
-# %% ../nbs/54_checklist.ipynb #10cc73a2
+# %% ../nbs/54_checklist.ipynb #cc92f853
+def counted(n, d): return f'{n} {"volume" if d.volumes else "picture"}{"s"*(n != 1)}'
+
 def check_sizes(d, out) -> tuple:
     "Sizes and spacings of every subject in `sizes.csv`"
     df = rows_of(d)
     bad = df[df.problem.notna()] if 'problem' in df else df[:0]
     cols = [c for c in df if c.endswith((' voxels', ' spacing')) or c in ('width', 'height', 'depth')]
-    evidence = [f'{len(df)} {"volumes" if d.volumes else "pictures"}: ' + ', '.join(f'{c} {df[c].min():.4g} to {df[c].max():.4g}' for c in cols) + '.'] if len(bad) < len(df) else []
+    evidence = [f'{counted(len(df), d)}: ' + ', '.join(f'{c} {span(df[c].dropna())}' for c in cols) + '.'] if len(bad) < len(df) else []
     if len(bad): return False, evidence + [f'{len(bad)} cannot be read or say no sensible spacing: {", ".join(map(str, bad["item"][:3]))}.'], []
     if out is None: return None, evidence + ['Not written down: give out=.'], []
     with atomic(out/'sizes.csv') as f: df.to_csv(f, index=False)
     return True, evidence, ['sizes.csv']
 
-# %% ../nbs/54_checklist.ipynb #df750ff8
+# %% ../nbs/54_checklist.ipynb #bff31a12
 def sums(folder) -> dict:
     "SHA-256 of each file below a folder, by its name: a list of raw files stays where they are kept"
     files = files_of(folder)
@@ -139,7 +143,7 @@ def check_raw(d, out) -> tuple:
     "Raw files have the checksums that an earlier run wrote into `raw.json`"
     if not d.folder: return None, ['The set lies in no folder, so that no raw files can be watched.'], []
     raw = d.stages.get('raw', d.folder); now = sums(raw); missing = [s for s in STAGES if s not in d.stages]
-    evidence = [f'{len(now)} files in {raw.name}.'] + [f'No folder {" or ".join(missing)}.']*bool(missing)
+    evidence = [f'{len(now)} file{"s"*(len(now) != 1)} in {raw.name}.'] + [f'No folder {" or ".join(missing)}.']*bool(missing)
     old = kept(out, 'raw.json')
     if out and old is None: save_json(now, out/'raw.json')
     if old is None: return None, evidence + (['Their checksums are written down; the next run compares.'] if out else ['Checksums not written down: give out=.']), ['raw.json']*bool(out)
@@ -147,7 +151,7 @@ def check_raw(d, out) -> tuple:
     evidence.append(f'Since the checksums were written, {changed} have changed, {gone} are gone, {new} are new.')
     return (False if changed or gone else None), evidence, ['raw.json']
 
-# %% ../nbs/54_checklist.ipynb #72278c03
+# %% ../nbs/54_checklist.ipynb #8af2be64
 def one_grid(df) -> list:
     "What differs between subjects: orientation, spacing by more than 1 %, or size of pictures"
     off = [c for c in df if c.endswith(' spacing') and df[c].max() > 1.01*df[c].min() or c in ('width', 'height', 'depth') and df[c].nunique() > 1]
@@ -158,28 +162,27 @@ def check_grid(d, out) -> tuple:
     evidence, masks = [], d.volumes and [c for c in d.set.cases if c.label]
     if masks:
         try: scan(d.set, empty_ok=True); evidence.append(f'{len(masks)} masks hold declared whole numbers only and lie on the grids of their images.')
-        except MedkitError as e: return False, [tidied(str(e), d)], []
+        except MedkitError as e: return False, [tidied(e, d)], []
     df = rows_of(d); off = one_grid(df)
     if plan := getattr(d.loaders, 'plan', None): return True, evidence + [f'The loaders resample to {" x ".join(f"{s:.3g}" for s in plan.spacing)} mm in RAS order, labels by nearest neighbour.'], []
     if off: return None, evidence + [f'These differ: {", ".join(off)}. Loaders of volume_dls or image_dls bring them to one grid.'], []
     return (True if masks or not d.volumes else None), evidence + ['All have one ' + ('orientation and spacing.' if d.volumes else 'size.')] + ['Without a list of masks nobody can check their values.']*(d.volumes and not masks), []
 
-def tidied(text, d) -> str:
-    "A message without the place where the set lies"
-    text = ' '.join(text.replace(f'{d.folder}{os.sep}', '').split())
-    return 'Images and masks do not fit each other; scan(set) tells which, this report does not repeat names that seem to identify.' if signs(text) else text
+def tidied(e, d) -> str:
+    "The message of an error without the place where the set lies, and without names that seem to identify"
+    text = ' '.join(str(e).replace(f'{d.folder}{os.sep}', '').split())
+    return f'{type(e).__name__}: its text has a name that seems to identify, which this report does not repeat.' if signs(text) else text
 
-# %% ../nbs/54_checklist.ipynb #0624a397
+# %% ../nbs/54_checklist.ipynb #a539493d
 def check_anonymisation(d, out) -> tuple:
     "What `phi_check` finds in each folder; raw files may hold names, if they stay in the house"
     if not d.folder: return None, ['The set lies in no folder: nobody looked at its files.'], []
     found = {p.name: phi_check(p) for p in d.parts}
-    evidence = [f'{name}: {f.what}' for name, fs in found.items() for f in fs] or ['phi_check finds nothing in tags, headers, names, sidecars and pixels.']
-    told = [f for name, fs in found.items() for f in fs if name != 'raw' or not d.stages]
-    if any(f.severity == 'error' for f in told): return False, evidence, []
-    return (None if any(found.values()) else True), evidence, []
+    evidence = [f'{name}: {f.what}{f" {f.todo}"*(f.severity == "error")}' for name, fs in found.items() for f in fs] or ['phi_check finds nothing in tags, headers, names, sidecars and pixels. It cannot see faces, and overlooks small or faint writing.']
+    bad = [f for name, fs in found.items() for f in fs if f.severity == 'error' and (name != 'raw' or not d.stages)]
+    return (False if bad else None), evidence, []
 
-# %% ../nbs/54_checklist.ipynb #6a34160e
+# %% ../nbs/54_checklist.ipynb #4c81a4d6
 def some_pictures(d, n=6, seed=0):
     "A figure of some cases with their labels, or of some pictures of each class"
     if not d.volumes: return plot_montage(d.set, seed=seed)
@@ -191,22 +194,23 @@ def some_pictures(d, n=6, seed=0):
 def check_looked(d, out) -> tuple:
     "Never decided by a program; some images are put into the report"
     try: fig = some_pictures(d)
-    except (MedkitError, *UNREADABLE) as e: return None, [f'They cannot be shown here ({type(e).__name__}).'], []
+    except (MedkitError, *UNREADABLE, RuntimeError) as e: return None, [f'They cannot be shown here. {tidied(e, d)}'], []
     if out is None: return None, ['explore(...) and audit(...) show them.'], []
     with atomic(out/'some.png') as f: fig.savefig(f, dpi=100)
     return None, ['Some are shown below; explore(...) and audit(...) show more.'], ['some.png']
 
-# %% ../nbs/54_checklist.ipynb #addc9d92
+# %% ../nbs/54_checklist.ipynb #5562dd15
 PROTOCOL = 'Manufacturer ManufacturerModelName MagneticFieldStrength KVP'.split()
 
 def protocol(f) -> str:
     "Maker, model, field or tube voltage that a DICOM file or a sidecar names; '' where it names none"
     try:
-        if f.suffix.lower() == '.json': tags = json.loads(f.read_text(encoding='utf-8', errors='replace'))
+        if f.suffix.lower() == '.json': values = map(json.loads(f.read_text(encoding='utf-8', errors='replace')).get, PROTOCOL)
         else:
-            with quietly(): tags = header(f)[0] or {}
-        return ', '.join(str(tags.get(k)) for k in PROTOCOL if tags.get(k)) if hasattr(tags, 'get') else ''
-    except (ValueError, OSError, RecursionError): return ''
+            with quietly(): ds = header(f)[0]; values = [tag(ds, k) for k in PROTOCOL] if ds is not None else []
+        text = ', '.join(str(v) for v in values if v)
+        return 'a text that seems to identify' if signs(text) else text
+    except (ValueError, OSError, RecursionError, AttributeError): return ''
 
 def check_sources(d, out) -> tuple:
     "Scanners that DICOM headers and JSON sidecars name"
@@ -218,7 +222,9 @@ def check_sources(d, out) -> tuple:
 def check_atlas(d, out) -> tuple:
     "Never decided by a program; says whether all volumes share one grid, as after registration"
     if not d.volumes: return None, ['Pictures: nothing to compare.'], []
-    df = rows_of(d); same = not one_grid(df) and all(df[f'{k} voxels'].nunique() == 1 for k in 'xyz' if f'{k} voxels' in df)
+    df = rows_of(d)
+    if len(df) < 2: return None, ['One volume: nothing to compare.'], []
+    same = not one_grid(df) and all(df[f'{k} voxels'].nunique() == 1 for k in 'xyz' if f'{k} voxels' in df)
     return None, [f'The {len(df)} volumes {"share one grid, as they do after registration" if same else "lie on several grids, as they do without registration"}.'], []
 
 CHECKS = dict(zip(ITEMS, (check_sizes, check_raw, check_grid, check_anonymisation, check_looked, check_sources, check_atlas)))
@@ -239,7 +245,7 @@ def settle(key, d, out, answers) -> Item:
     state = 'failed' if verdict is False else 'done by check' if verdict else 'answered' if a else 'open'
     return Item(key, state, evidence, files, a.get('text', ''), a.get('day', ''))
 
-# %% ../nbs/54_checklist.ipynb #9501411c
+# %% ../nbs/54_checklist.ipynb #aa7a0c66
 @dataclass
 class Checklist:
     "The seven items of a data set"
@@ -253,8 +259,8 @@ class Checklist:
     def __getitem__(self, key): return next(i for i in self.items if i.key == choose(key, ITEMS, 'item'))
     def to_df(self): return pd.DataFrame([{'item': i.title, 'state': i.state, 'evidence': ' '.join(i.evidence), 'answer': f'{i.answer} ({i.answered})' if i.answer else '' if i.state == 'done by check' else ITEMS[i.key][1]} for i in self.items])
     def counts(self): n = Counter(i.state for i in self.items); return ', '.join(f'{n[s]} {s}' for s in STATES if n[s])
-    def __repr__(self): return '\n'.join([f'{self.name}, {self.day}: {self.counts()}', *(f'[{i.state}] {i.title}. {" ".join(i.evidence)}{f" Answer of {i.answered}: {i.answer}" if i.answer else ""}' for i in self.items)])
-    def _repr_html_(self): return f'<p>{html.escape(f"{self.name}, {self.day}: {self.counts()}")}</p>{self.to_df().to_html(index=False)}'
+    def __repr__(self): return '\n'.join([f'{self.name}, {self.day}: {self.counts()}', *map(repr, self.items)])
+    def _repr_html_(self): return f'<p>{html.escape(f"{self.name}, {self.day}: {self.counts()}")}</p>{table_html(self.to_df())}'
 
 # %% ../nbs/54_checklist.ipynb #66804adc
 def lines_of(i:Item) -> list:

@@ -11,11 +11,13 @@ __all__ = ['SPLIT_COLORS', 'AT_MOST', 'RULE', 'MEASURED', 'RED', 'BINS', 'HU', '
            'volume_table', 'outliers', 'stands_out', 'several_kinds', 'odd_ones', 'name_points', 'scatter',
            'plot_sizes', 'draw_plane', 'label_legend', 'plot_planes', 'read_case', 'plot_cases', 'scale_of',
            'voxel_row', 'in_budget', 'read_voxels', 'volume_notes', 'label_counts', 'volume_facts', 'volume_figures',
-           'label_figures', 'explore_volumes', 'absent', 'located', 'loose_volumes', 'opened', 'explore']
+           'label_figures', 'explore_volumes', 'absent', 'located', 'loose_volumes', 'dicom_volumes', 'holds_dicom',
+           'opened', 'explore']
 
-# %% ../nbs/50_explore.ipynb #cff633cd
+# %% ../nbs/50_explore.ipynb #c691ad5a
 import contextlib, io, math, os, textwrap, zipfile
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 # %% ../nbs/50_explore.ipynb #46f101e1
@@ -26,9 +28,10 @@ from matplotlib.ticker import MaxNLocator
 from nibabel.orientations import io_orientation
 from PIL import Image
 
-# %% ../nbs/50_explore.ipynb #6f40c809
+# %% ../nbs/50_explore.ipynb #c3ead4bd
 from .core import MedkitError, atomic, in_threads
 from .catalog import ENTRIES, Entry, card, entry, fetch, find, licence_of, size_of
+from .dicom import open_dicom, series_words
 from .evaluate import figure_uri, table_html
 from .images import BROKEN, ImageSet, fit, flat_view, form_of, open_images, read_image, strata
 from .pages import INK, LABEL_COLORS, MUTED, PLANES, TRAIN, VALID, Page, outline, scale_bar, show_plane, side_letters, tidy, widest
@@ -224,7 +227,7 @@ def plot_ridges(
     fig.supxlabel(xlabel, fontsize=9, color=MUTED)
     return fig
 
-# %% ../nbs/50_explore.ipynb #c23412b7
+# %% ../nbs/50_explore.ipynb #615e4ce1
 SPLIT_COLORS = dict(train=TRAIN, val='#6aaed6', test=VALID)
 
 def plot_counts(
@@ -238,7 +241,7 @@ def plot_counts(
     ax = tidy(fig.subplots()); ax.grid(axis='y', visible=False)
     for k in counts:
         ax.barh(range(len(counts)), counts[k], left=left, color=SPLIT_COLORS.get(k, TRAIN), height=.7, label=k if len(counts.columns) > 1 else None); left = left+counts[k].to_numpy()
-    for i,n in enumerate(total): ax.text(n, i, f' {n:.1f} %' if unit[0] == '%' else f' {n:,}  ({n/max(total.sum(), 1):.1%})', va='center', fontsize=8.5, color=INK, bbox=dict(facecolor='white', edgecolor='none', pad=.5), zorder=3)
+    for i,n in enumerate(total): ax.annotate(f'{n:.1f} %' if unit[0] == '%' else f'{n:,}  ({n/max(total.sum(), 1):.1%})', (n, i), (4, 0), textcoords='offset points', va='center', fontsize=8.5, color=INK, bbox=dict(facecolor='white', edgecolor='none', pad=.5), zorder=3)
     if equal: ax.axvline(total.sum()/len(total), color='#d1495b', linestyle='--', linewidth=1.3, label=f'equal classes (1/{len(total)} each)')
     ax.set_yticks(range(len(counts)), [textwrap.shorten(str(n), 44, placeholder=' …') for n in counts.index]); ax.tick_params(axis='y', labelcolor=INK)
     ax.set_ylim(len(counts)-.4, -.6); ax.set_xlim(0, 1.18*max(total.max(), 1e-12)); ax.set_xlabel(unit, fontsize=9, color=MUTED)
@@ -374,7 +377,7 @@ def explore_images(
              *[f'Dimensions and counts are of all {len(s)} pictures, grey values of {len(rows)} of them.']*(len(rows) < len(s))]
     return Overview(s.name, picture_facts(s, df, low, high), s.counts().T.loc[:,splits], df, notes, picture_figures(s, dens, splits, len(rows)))
 
-# %% ../nbs/50_explore.ipynb #9b64b5bf
+# %% ../nbs/50_explore.ipynb #2858e959
 def volume_header(case:Case) -> dict:
     "Voxels and spacing (mm) along x, y, z in RAS order, orientation of the file, frames and type; or the problem"
     try:
@@ -382,7 +385,8 @@ def volume_header(case:Case) -> dict:
         turn, mm = io_orientation(img.affine), nib.affines.voxel_sizes(img.affine)
         if len(img.shape) < 3 or 0 in img.shape: return dict(item=case.id, problem=f'has the shape {img.shape}')
         if spacing_fault(img) or np.isnan(turn).any() or not np.isfinite(mm).all(): return dict(item=case.id, problem='declares a spacing of zero, below zero or not finite')
-    except (*UNREADABLE, MedkitError) as e: return dict(item=case.id, problem=f'cannot be read ({type(e).__name__})')
+    except MedkitError as e: return dict(item=case.id, problem=' '.join(str(e).replace(str(case.image), '').replace(f'{case.image.parent}{os.sep}', '').split()))
+    except (*UNREADABLE, RuntimeError) as e: return dict(item=case.id, problem=f'cannot be read ({type(e).__name__})')
     at = np.argsort(turn[:,0])
     return dict(item=case.id, **{f'{k} voxels': int(img.shape[i]) for k,i in zip('xyz', at)}, **{f'{k} spacing': round(float(mm[i]), 4) for k,i in zip('xyz', at)},
                 **{f'{k} mm': round(float(mm[i]*img.shape[i]), 2) for k,i in zip('xyz', at)}, orientation=''.join(nib.aff2axcodes(img.affine)), frames=frames_of(img.shape), dtype=str(img.get_data_dtype()))
@@ -577,18 +581,18 @@ def read_voxels(vs, df, seed=0) -> tuple: # The table with what was found, [(spl
     good = {i: g for i,g in got.items() if not isinstance(g, str)}
     return df, [(df.split[i], g[1]) for i,g in good.items()], [g[2] for g in good.values()]
 
-# %% ../nbs/50_explore.ipynb #fad662ae
+# %% ../nbs/50_explore.ipynb #99e130a6
 def volume_notes(df, vs, n_read) -> list:
     "What is odd about a table of cases"
     bad = df[df.problem.notna()] if 'problem' in df else df[:0]
     codes = df.orientation.value_counts() if 'orientation' in df else pd.Series(dtype=int)
     odd, sp = odd_ones(df), df[[f'{k} spacing' for k in 'xyz']] if 'x spacing' in df else pd.DataFrame()
     thick = int((sp.max(axis=1) > 3*sp.min(axis=1)).sum()) if len(sp) else 0
-    return ([f'{len(bad)} of {len(df)} cases have a problem. ' + ' '.join(f'{r["item"]}: {r["problem"]}.' for r in bad.head(5).to_dict('records'))]*bool(len(bad))
-            + [f'{len(odd)} of {len(df)} cases stand out. ' + ' '.join(f'{k}: {w}.' for k,w in list(odd.items())[:5]) + f' The other {len(odd)-5} are red in the figure.'*(len(odd) > 5)]*bool(odd)
+    return ([f'{len(bad)} of {len(df)} cases {"has" if len(bad) == 1 else "have"} a problem. ' + ' '.join(f'{r["item"]}: {r["problem"]}.' for r in bad.head(5).to_dict('records'))]*bool(len(bad))
+            + [f'{len(odd)} of {len(df)} cases stand{"s"*(len(odd) == 1)} out. ' + ' '.join(f'{k}: {w}.' for k,w in list(odd.items())[:5]) + f' The other {len(odd)-5} are red in the figure.'*(len(odd) > 5)]*bool(odd)
             + several_kinds(df)
             + [f'The files are turned in {len(codes)} ways ({", ".join(f"{k} {n}" for k,n in codes.items())}); everything here is shown in RAS order.']*(len(codes) > 1)
-            + [f'{thick} of {len(df)} cases have slices more than 3 times as thick as their pixels are wide: plan the spacing with care.']*bool(thick)
+            + [f'{thick} of {len(df)} cases {"has" if thick == 1 else "have"} slices more than 3 times as thick as their pixels are wide: plan the spacing with care.']*bool(thick)
             + [f'Headers are of all {len(df)} cases; voxels of {n_read} of them, drawn by chance, were read.']*(n_read < len(df) - len(bad)))
 
 def label_counts(df, vs, splits) -> pd.DataFrame:
@@ -660,7 +664,7 @@ def absent(e:Entry) -> Overview:
     figs = {} if 'cases' in n.index or not len(n) else {'How many of each class, as published': plot_counts(n)}
     return Overview(e.name, facts | dict(names=', '.join(e.classes)) | origin(e), n, pd.DataFrame(columns=['item','split']), [note, 'Counts are the published ones.'], figs)
 
-# %% ../nbs/50_explore.ipynb #1914b811
+# %% ../nbs/50_explore.ipynb #34cbf9b8
 def located(source) -> tuple: # `Entry` or None, and a path or None
     "What a name or path means, and where it lies; made where it is generated, never downloaded"
     path, name = Path(source).expanduser(), str(source).lower()
@@ -675,6 +679,20 @@ def loose_volumes(
     fs = sorted(f for f in folder.iterdir() if f.name.lower().endswith(('.nii','.nii.gz')) and f.name[0] != '.')
     return VolumeSet(folder.name, [Case(stem(f), f) for f in fs], {0: 'background'}, [''], folder) if fs else None
 
+def dicom_volumes(
+    path, # `Path` of a folder of DICOM files, or of one
+) -> tuple: # `VolumeSet` without masks, a case a series; sentences on what is wrong with the files
+    "DICOM series as a set of volumes, by number, since folders of a hospital are often named by patients"
+    d = open_dicom(path)
+    cases = [Case(f'series {s.number}', d.folder/s.files[0]) for s in d.series]
+    said = [f'Series {s.number}: {series_words(s)}.' for s in d.series[:8]] + [f'And {len(d.series)-8} more series.']*(len(d.series) > 8)
+    return VolumeSet(path.name, cases, {0: 'background'}, [''], d.folder), said + [f'{f.check[:1].upper()}{f.check[1:]}: {f.what}' for f in d.findings if f.severity != 'note']
+
+def holds_dicom(path) -> bool:
+    "Whether a file is DICOM, or most of the first hundred files below a folder"
+    files = list(islice((f for f in path.rglob('*') if f.is_file()), 100)) if path.is_dir() else [path]
+    return 2*sum(f.is_file() and is_dicom(f) for f in files) > len(files)
+
 def opened(source, frame, seed, how) -> tuple: # `ImageSet` or `VolumeSet`, {case: split} or None, lines that were printed
     "The set in whatever holds it, and what was said while it was opened"
     if hasattr(source, 'loaders'):
@@ -683,14 +701,14 @@ def opened(source, frame, seed, how) -> tuple: # `ImageSet` or `VolumeSet`, {cas
         return source.set, split, []
     if isinstance(source, Path) and source.is_dir():
         if vs := open_volumes(source, frame) if (source/'dataset.json').is_file() else loose_volumes(source): return vs if frame is None else open_volumes(vs, frame), None, []
-    if isinstance(source, Path) and source.is_dir() and any(map(is_dicom, (f for f in source.iterdir() if f.is_file()))): raise MedkitError(f'{source.name} holds DICOM files: look at them with dicom_table, and make volumes of them with dicom_to_nifti')
+    if isinstance(source, Path) and holds_dicom(source): vs, said = dicom_volumes(source); return vs, None, said
     if isinstance(source, VolumeSet): return open_volumes(source, frame), None, []
     with contextlib.redirect_stdout(io.StringIO()) as said: s = open_images(source, seed=seed, **how)
     return s, None, said.getvalue().splitlines()
 
-# %% ../nbs/50_explore.ipynb #6698bea8
+# %% ../nbs/50_explore.ipynb #1beb4719
 def explore(
-    source,     # Name of `catalog()`, folder, .npz, .csv, .tm, arrays, `ImageSet`, `VolumeSet`, or loaders of `image_dls` and `volume_dls`
+    source,     # Name of `catalog()`, folder (of pictures, NIfTI or DICOM), .npz, .csv, .tm, arrays, `ImageSet`, `VolumeSet`, or loaders of `image_dls` and `volume_dls`
     frame=None, # Of 4D volumes: the index of a frame, or 'channels'
     seed=42,    # Of a split where the set has none (that of `image_dls`), and of what is sampled
     **how,      # `task`, `label_col`, `label_delim`: see `open_images`
@@ -701,6 +719,6 @@ def explore(
         e, source = located(source)
         if source is None: return absent(e)
     s, split, said = opened(source, frame, seed, how)
-    said = [f'{line[:1].upper()}{line[1:]}.' for line in (line.removeprefix(f'{s.name}: ') for line in said)]
+    said = [f'{line[:1].upper()}{line[1:].rstrip(".")}.' for line in (line.removeprefix(f'{s.name}: ') for line in said)]
     if e: s = replace(s, name=e.name)
     return explore_volumes(s, split, said, seed) if isinstance(s, VolumeSet) else explore_images(s, said, seed)

@@ -35,7 +35,22 @@ def test_answers_stay_and_failures_are_not_talked_away(organs, tmp_path):
 
 def test_nothing_is_written_without_out(organs):
     before = sorted(organs.rglob('*')); c = checklist(organs); assert sorted(organs.rglob('*')) == before
-    assert states(c) == dict(sizes='open', raw='open', grid='open', anonymisation='done by check', sources='open', atlas='open') | {'looked at': 'open'}
+    assert states(c) == dict(sizes='open', raw='open', grid='open', anonymisation='open', sources='open', atlas='open') | {'looked at': 'open'}
+
+def test_a_clean_search_leaves_the_question(organs, tmp_path):
+    "No program sees a face in a NIfTI file: what phi_check does not find is evidence, not an answer"
+    c = checklist(organs); assert c['anonymisation'].state == 'open' and 'faces' in ' '.join(c['anonymisation'].evidence)
+    assert checklist(organs, tmp_path/'out', dict(anonymisation='defaced and looked at by me'))['anonymisation'].state == 'answered'
+
+def test_no_name_of_a_person_anywhere(tmp_path):
+    "Names in folders, file names, tags and sidecars: the reports, the tables and what is printed repeat none"
+    vol, affine, _ = head_volume((16, 16, 4)); bad = tmp_path/'in'
+    write_series(vol, affine, bad/'Quillfeather^Zeb', PatientName='Quillfeather^Zeb', Manufacturer='for Quillfeather', InstitutionName='Quillfeather House')
+    write_series(vol, affine, bad/'b', number=2, missing=[2], PatientName='Quillfeather^Zeb', PhotometricInterpretation='MONOCHROME1')
+    (bad/'b'/'Quillfeather^Zeb.json').write_text('{"Manufacturer": "Quillfeather^Zeb", "PatientName": "Quillfeather"}')
+    c = checklist(bad, tmp_path/'out'); said = repr(c) + c._repr_html_() + c.to_df().to_csv() + repr(c.findings)
+    said += ''.join(f.read_text(encoding='utf-8') for f in (tmp_path/'out').iterdir() if f.suffix in ('.md', '.html', '.csv'))
+    assert 'uillfeather' not in said and c['anonymisation'].state == 'failed' and 'deidentify' in said
 
 def test_names_fail_the_item_and_are_not_repeated(tmp_path):
     (tmp_path/'in').mkdir()

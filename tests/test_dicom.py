@@ -238,6 +238,26 @@ def test_no_patient_in_table_findings_or_errors(tmp_path, capsys, recwarn, caplo
     assert 'Zebedee' not in text and '1933' not in text and '20200304' not in text
     assert e.value.__cause__ is None
 
+def test_texts_of_the_wrong_kind_and_echoes_of_the_name(tmp_path, recwarn, caplog):
+    from pydicom.dataelem import RawDataElement
+    files = write_series(HU, AFFINE, tmp_path, PatientName='Zebedee^Q', Manufacturer='for zebedee', BodyPartExamined='ZEBEDEE', ImageType=['ORIGINAL', 'Zebedee'])
+    for f in files:
+        ds = pydicom.dcmread(f)
+        for k, vr in dict(SeriesNumber='IS', WindowCenter='DS', BitsStored='IS', KVP='DS').items(): t = pydicom.tag.Tag(k); ds[t] = RawDataElement(t, vr, 8, b'Quillon ', 0, False, True)
+        ds.save_as(f)
+    recwarn.clear(); caplog.clear(); d = open_dicom(tmp_path); text = repr(d) + d.table.to_csv()
+    try: write_seg(BLEED, tmp_path, tmp_path/'x.dcm', {1: 'a'})
+    except MedkitError as e: text += str(e)
+    text += ''.join(str(w.message) for w in recwarn) + caplog.text
+    assert 'ebedee' not in text.lower() and 'Quillon' not in text and len(d.findings.of('wrong VR')[0].items) == 8
+
+def test_what_many_series_share_is_said_once(tmp_path):
+    for i in range(5): write_series(HU, AFFINE, tmp_path/str(i), number=i, seed=i, shuffled=True, PhotometricInterpretation='MONOCHROME1')
+    found = check_dicom(tmp_path); assert [f.check for f in found] == ['inverted greys', 'order'] and found[0].what.startswith('Series 0, 1, 2, 3, 4: ') and 'of 35 neighbouring' in found[1].what
+
+def test_index_of_a_disc_is_no_fault():
+    found = check_dicom(sample('CT_small.dcm').parent/'dicomdirtests'/'TINY_ALPHA'); assert not [f for f in found if f.severity == 'error'] and any('DICOMDIR' in i for i in found.of('no picture')[0].items)
+
 # ---- quiet on clean data, loud on planted faults
 
 def test_twenty_clean_and_twenty_faulty(tmp_path):
@@ -284,4 +304,5 @@ def test_inverted_numbers_are_refused_where_simpleitk_reads(tmp_path):
     with pytest.raises(MedkitError, match='MONOCHROME1.*dicom_to_nifti'): read_volume(tmp_path/'m1')
     write_series(hu, affine, tmp_path/'m2', number=2)
     np.testing.assert_allclose(read_volume(tmp_path/'m2').data.sum(), series_image(one_series(tmp_path/'m1')).get_fdata().sum(), rtol=1e-5)
-    with pytest.raises(MedkitError, match='dicom_table'): explore(tmp_path/'m2')
+    o = explore(tmp_path/'m2'); assert o.facts['size'] == '48 x 56 x 20 voxels' and len(o.figures) >= 3
+    assert 'MONOCHROME1' in ' '.join(explore(tmp_path/'m1').notes)
