@@ -158,12 +158,12 @@ def cmd_evaluate(a):
     print(r)
     if out: save_json(r.to_dict(), out/'metrics.json'); r.per_case.to_csv(out/'cases.csv', index=False)
 
-# %% ../nbs/90_cli.ipynb #5d433f89
+# %% ../nbs/90_cli.ipynb #253d25b6
 def cmd_audit(a):
     from medkit.audit import audit
     check_data(a.data)
     out = out_folder(a.out) if a.out else None
-    with environ(**({'MEDKIT_DATA': a.data} if a.data else {})): f = audit(a.source if len(a.source) > 1 else a.source[0], seed=a.seed, out=out)
+    with environ(**({'MEDKIT_DATA': a.data} if a.data else {})): f = audit(a.source if len(a.source) > 1 else a.source[0], seed=a.seed, meta=a.meta, groups=a.groups, out=out)
     print(f)
     if out: print(f'Page: {out/"audit.html"}')
     return int(a.strict and any(o.severity == 'error' for o in f))
@@ -185,7 +185,7 @@ def command(subs, name, run, help, example, *args):
     for flags, options in args: p.add_argument(*flags.split(), **options)
     p.set_defaults(run=run)
 
-# %% ../nbs/90_cli.ipynb #06af3548
+# %% ../nbs/90_cli.ipynb #efa9d9e1
 def parser():
     "The whole command line"
     p = argparse.ArgumentParser('medkit', description='Deep learning on medical images: a course kit.', epilog='Each command has its own --help with an example.')
@@ -216,7 +216,8 @@ def parser():
     command(subs, 'evaluate', cmd_evaluate, 'score predicted masks against true ones', 'medkit evaluate masks/ labelsTr/ --out scores/',
             ('pred', dict(help='predicted masks: a folder or a file')), ('truth', dict(help='true masks with the same names')), ('--out', dict(metavar='DIR', help='also write metrics.json and cases.csv there')), ('--tolerance', dict(type=float, default=1., metavar='MM', help='of surface Dice (1 mm)')))
     command(subs, 'audit', cmd_audit, 'look for what is hiding in a data set: copies, leaks, confounders, label faults, damaged files', 'medkit audit pictures/ --strict --out audit/',
-            ('source', dict(nargs='+', help='a set of `medkit data list`, a folder, .npz, .tm or .csv file; several are audited as one set of several sites')), ('--strict', dict(action='store_true', help='end with status 1 where there are errors')),
+            ('source', dict(nargs='+', help='a set of `medkit data list`, a folder of pictures, of volumes or of DICOM, a .npz, .tm or .csv file; several are audited as one set of several sites')), ('--strict', dict(action='store_true', help='end with status 1 where there are errors')),
+            ('--meta', dict(metavar='CSV', help='table with a column path, and columns that may give the label away: site, scanner, age')), ('--groups', dict(metavar='NAME', help='column of the table with patient, lesion or study, or a regular expression for the file names')),
             ('--out', dict(metavar='DIR', help='also write audit.html and findings.csv there')), ('--seed', dict(type=natural, default=0, help='of folds and samples (0)')), data)
     command(subs, 'test', cmd_test, 'run every notebook and every test of a repository copy', 'medkit test')
     return p

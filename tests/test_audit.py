@@ -4,10 +4,12 @@ import numpy as np, pandas as pd, pytest
 from dataclasses import replace
 from pathlib import Path
 from PIL import Image
+from pydicom.data import get_testdata_file
 from sklearn.metrics import roc_auc_score
 from medkit.audit import audit, audit_images, check_duplicates, folds, look, one_hot, pool, tell_apart
 from medkit.cli import main
 from medkit.core import MedkitError
+from medkit.dicom import check_dicom
 from medkit.findings import SEVERITIES
 from medkit.images import open_images
 from medkit.phantom import make_sample
@@ -63,6 +65,22 @@ def test_bad_input():
     with pytest.raises(MedkitError, match='meta: 3 rows came for 40'): audit(s, meta=dict(site=[1, 2, 3]))
     with pytest.raises(MedkitError, match='groups'): audit(s, groups=[1])
     with pytest.raises(MedkitError): audit('no_such_set_at_all')
+    with pytest.raises(MedkitError, match='belong to one'): audit(s, groups=[1]*40)
+
+def test_dicom_and_volumes_go_to_their_own_checks(tmp_path):
+    for name in ('CT_small.dcm', 'MR_small.dcm'): shutil.copy(get_testdata_file(name), tmp_path/name)
+    assert audit(tmp_path).of('mixed patients') and audit(tmp_path).to_df().equals(check_dicom(tmp_path).to_df())
+    with pytest.raises(MedkitError, match='belong to pictures'): audit(tmp_path, groups='x')
+    (tmp_path/'nifti').mkdir(); (tmp_path/'nifti/case.nii.gz').write_bytes(b'')
+    with pytest.raises(MedkitError, match='without a dataset.json'): audit(tmp_path/'nifti')
+
+def test_organs_are_notes_and_a_ruler_is_not():
+    "Classes that the middle tells without fail differ at the edge too; where it leaves doubt, ticks at the edge are a mark"
+    rng = np.random.default_rng(0); y = np.arange(240) % 2; x = rng.integers(90, 110, (240, 32, 32)); split = ['train']*180 + ['val']*60
+    organ = x.copy(); organ[y == 1, 4:28, 4:28] += 100; organ[y == 1, ::4, :4] = 250
+    ruler = x.copy(); ruler[(y == 1) & (rng.random(240) < .9), ::4, :4] = 250
+    severity = [{o.severity for o in audit_images(open_images((a.astype(np.uint8), y, split))) if 'marks at the edges' in o.what} for a in (organ, ruler)]
+    assert severity == [{'note'}, {'error'}]
 
 def test_same_seed_same_findings():
     s = open_images((grey(100), np.arange(100) % 2, ['train']*70 + ['val']*30))
@@ -72,6 +90,10 @@ def test_command(heads, tmp_path, capsys):
     assert main(['audit', str(heads), '--out', str(tmp_path/'page')]) == 0
     assert '[error] unreadable' in capsys.readouterr().out and (tmp_path/'page/audit.html').is_file()
     assert main(['audit', str(heads), '--strict']) == 1
+    rows = [dict(path=p.name, scanner=p.parent.name, patient=i//2) for i, p in enumerate(sorted(heads.rglob('*.png')))]
+    pd.DataFrame(rows).to_csv(tmp_path/'meta.csv', index=False); capsys.readouterr()
+    assert main(['audit', str(heads), '--meta', str(tmp_path/'meta.csv'), '--groups', 'patient']) == 0
+    out = capsys.readouterr().out; assert 'sees only scanner' in out and '[error] same group' in out and 'only patient' not in out
     assert main(['audit', str(tmp_path/'nowhere')]) == 2
 
 @pytest.mark.realdata

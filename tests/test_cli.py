@@ -52,7 +52,7 @@ def small(tmp_path_factory):
 
 # ---------- words
 
-@pytest.mark.parametrize('command', 'doctor data demo plan train predict evaluate test'.split())
+@pytest.mark.parametrize('command', 'doctor data demo plan train predict evaluate audit test'.split())
 def test_help_has_an_example(medkit, command):
     status, out, _ = medkit(command, '--help')
     assert status == 0 and f'example:\n  medkit {command}' in out
