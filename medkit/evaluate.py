@@ -129,7 +129,7 @@ def freedom(
     uneven = four/two**2 - 1/n if two > 0 else 0
     return float(max(min(2/uneven if uneven > 0 else math.inf, n - 1), 1))
 
-# %% ../nbs/30_evaluate.ipynb #33b89b3d
+# %% ../nbs/30_evaluate.ipynb #bb956e7c
 def bounded(
     value,
     off,         # (n,) what each case adds to it: the parts of its influence function
@@ -137,11 +137,11 @@ def bounded(
     codes=None,  # From `group_codes`
     ends=(0, 1), # The smallest and the largest value that there can be
     g=None,      # Groups that it stands on; all when absent
+    df=None,     # From `freedom` when absent
 ) -> Estimate:
     "An estimate with its `score_interval`; none for fewer than three groups"
-    g = n if codes is None else g or codes.max() + 1
-    if codes is not None and g < 3: return Estimate(value, math.nan, math.nan, n)
-    return Estimate(value, *score_interval(value, standard_error(off, codes), g, ends, min(freedom(off, codes), max(g-1, 1))), n)
+    if codes is not None and (g := g or codes.max() + 1) < 3: return Estimate(value, math.nan, math.nan, n)
+    return Estimate(value, *score_interval(value, standard_error(off, codes), n if codes is None else g, ends, df or freedom(off, codes)), n)
 
 def rate(
     hit,         # (n,) bool
@@ -150,7 +150,9 @@ def rate(
 ) -> Estimate:
     "The share of `hit` among `among`, by group where there are groups"
     k, n = int((hit & among).sum()), int(among.sum())
-    return share(k, n) if codes is None or not n else bounded(k/n, (hit - k/n)*among/n, n, codes, g=len(np.unique(codes[among])))
+    if codes is None or not n: return share(k, n)
+    g = len(np.unique(codes[among]))
+    return bounded(k/n, (hit - k/n)*among/n, n, codes, g=g, df=g-1)  # Wilson's formula knows how sure a share is, groups are few (Korn & Graubard, 1998)
 
 # %% ../nbs/30_evaluate.ipynb #dedb7bea
 def boot_tails(
@@ -328,12 +330,13 @@ def table_html(
     rows = [''.join(td('td', c, cell_html(r[c], *(r[e] for e in cis.get(c, ())))) for c in cols) for r in df.to_dict('records')]
     return f'<table class="medkit"><thead><tr>{head}</tr></thead><tbody>' + ''.join(f'<tr>{r}</tr>' for r in rows) + '</tbody></table>'
 
-# %% ../nbs/30_evaluate.ipynb #87b99935
+# %% ../nbs/30_evaluate.ipynb #cb39976d
 def table_text(df) -> str:
     "The same as plain text, each interval in one cell with its value"
     cis = ci_columns(df)
     cols = [c for c in df.columns if c not in {e for pair in cis.values() for e in pair}]
-    def cell(r, c): return '-' if pd.isna(r[c]) else f'{r[c]:.3f} ({r[cis[c][0]]:.3f} to {r[cis[c][1]]:.3f})' if c in cis else r[c]
+    def ends(low, high): return 'no interval' if pd.isna(low) or pd.isna(high) else f'{low:.3f} to {high:.3f}'
+    def cell(r, c): return '-' if pd.isna(r[c]) else f'{r[c]:.3f} ({ends(*(r[e] for e in cis[c]))})' if c in cis else r[c]
     return pd.DataFrame([[cell(r, c) for c in cols] for r in df.to_dict('records')], columns=cols).round(3).to_string(index=False, max_rows=20)
 
 # %% ../nbs/30_evaluate.ipynb #3db0caf4

@@ -1,5 +1,5 @@
 """Evaluation and report across modules: real masks, damaged files, learners from `classify` and `segment`, the page's promises"""
-import gzip, json, re, shutil
+import gzip, json, math, re, shutil
 import nibabel as nib, numpy as np, pytest
 from medkit.core import MedkitError
 from medkit.evaluate import compare_results, evaluate_folder, evaluate_masks, hd95, score_masks
@@ -187,23 +187,74 @@ def ranked(rng, n=250, c=4, seeds=3):
     return p/p.sum(-1, keepdims=True), t
 
 
-@pytest.mark.parametrize('seed', range(3))
-def test_class_metrics_are_scikit_learn_s(seed):
+def class_fixtures():
+    "Usual answers, a class without images, one never called, nothing but ties, always wrong, two classes"
+    p, t = ranked(np.random.default_rng(0)); p = p[0]
+    mute = p*[1, 1, 1, 1e-3]; two = p[:, :2]/p[:, :2].sum(1, keepdims=True)
+    return {'usual': (p, t), 'absent': (p, np.where(t == 2, 0, t)), 'never called': (mute/mute.sum(1, keepdims=True), t), 'ties': (np.full_like(p, .25), t),
+            'always wrong': (np.eye(4)[(t+1) % 4], t), 'two classes': (two, t > 0)}
+
+
+@pytest.mark.parametrize('kind', class_fixtures())
+def test_every_number_is_scikit_learn_s(kind):
+    "Means over classes are over those that occur, as scikit-learn's with `labels`"
     from sklearn import metrics as skm
-    from medkit.evaluate import compare_probs, evaluate_classes
+    from medkit.evaluate import CLASS_METRICS, class_metric, evaluate_classes, score_probs
+    from medkit.pages import confusion
+    p, t = class_fixtures()[kind]; t = t.astype(int); q, c = p.argmax(1), p.shape[1]
+    r, own = evaluate_classes(p, t, 'abcd'[:c]), np.unique(t)
+    there, one, n = [t == k for k in own], p[:, own].T, np.bincount(t)[own]
+    auc, ap = ([f(y, s) for y, s in zip(there, one)] for f in (skm.roc_auc_score, skm.average_precision_score))
+    f1 = skm.f1_score(t, q, labels=own, average=None, zero_division=0)
+    want = {'accuracy': skm.accuracy_score(t, q), 'balanced accuracy': skm.recall_score(t, q, labels=own, average='macro', zero_division=0), 'macro F1': f1.mean(),
+            'AUC, macro one-vs-rest': np.mean(auc), 'AUC, weighted one-vs-rest': np.average(auc, weights=n), 'PR AUC, macro one-vs-rest': np.mean(ap), 'PR AUC, weighted one-vs-rest': np.average(ap, weights=n),
+            'kappa': skm.cohen_kappa_score(t, q), 'Brier score': skm.brier_score_loss(t, p[:, 1]) if c == 2 else skm.brier_score_loss(t, p, labels=range(c))}
+    for k, v in want.items(): assert r[k].value == pytest.approx(v, abs=1e-9) and r[k].n == len(t), k
+    if len(np.unique(q)) > 1: assert r['MCC'].value == pytest.approx(skm.matthews_corrcoef(t, q))
+    else: assert math.isnan(r['MCC'].value)                                      # 0/0; scikit-learn says 0
+    pc = r.per_class.iloc[own]
+    for k, v in {'sensitivity': skm.recall_score(t, q, labels=own, average=None), 'f1': f1, 'auc': auc, 'pr_auc': ap, 'specificity': [skm.recall_score(~y, q != k) for y, k in zip(there, own)],
+                 'precision': skm.precision_score(t, q, labels=own, average=None, zero_division=np.nan)}.items(): np.testing.assert_allclose(pc[k], v, atol=1e-9, err_msg=k)
+    assert (confusion(p, t, 'abcd'[:c]) == skm.confusion_matrix(t, q, labels=range(c))).all()
+    for m in CLASS_METRICS:                                                      # the bootstrap's metrics are the same numbers
+        assert float(class_metric(m)(np.ones((1, len(t))), p, t)[0]) == pytest.approx(score_probs(p, t, m).value, abs=1e-9, nan_ok=True), m
+    t_ = r.table.dropna(); assert (t_.low <= t_.value + 1e-9).all() and (t_.value <= t_.high + 1e-9).all()
+    if c == 4: assert any('Fewer than 30 images of' in s and 'd' in s for s in r.notes)
+
+
+@pytest.mark.parametrize('seed', range(2))
+def test_comparisons_are_scikit_learn_s(seed):
+    from sklearn import metrics as skm
+    from medkit.evaluate import compare_probs
     p, t = ranked(np.random.default_rng(seed))
-    r, q = evaluate_classes(p[0], t, 'abcd'), p[0].argmax(1)
-    assert r['macro F1'].value == pytest.approx(skm.f1_score(t, q, average='macro'), abs=1e-6) and r['macro F1'].low < r['macro F1'].value < r['macro F1'].high
-    assert r['AUC, macro one-vs-rest'].value == pytest.approx(skm.roc_auc_score(t, p[0], multi_class='ovr'), abs=1e-9)
-    assert r['AUC, weighted one-vs-rest'].value == pytest.approx(skm.roc_auc_score(t, p[0], multi_class='ovr', average='weighted'), abs=1e-9)
     fs = {'accuracy': lambda p: skm.accuracy_score(t, p.argmax(1)), 'balanced accuracy': lambda p: skm.balanced_accuracy_score(t, p.argmax(1)), 'auc': lambda p: skm.roc_auc_score(t, p, multi_class='ovr'),
           'f1': lambda p: skm.f1_score(t, p.argmax(1), average='macro'), ('recall', 3): lambda p: skm.recall_score(t, p.argmax(1), average=None)[3]}
     flat = np.full_like(p[0], .25)
     for m, f in fs.items():
         c = compare_probs(p, flat, t, m, n_boot=50)
         assert c.difference == pytest.approx(np.mean([f(o) for o in p]) - f(flat), abs=1e-6) and c.low <= c.difference <= c.high and c.n == len(t)
-        d = compare_probs(flat, p, t, m, n_boot=50)
-        assert (d.difference, d.low, d.high) == pytest.approx((-c.difference, -c.high, -c.low), abs=1e-6) or m != 'accuracy'
+
+
+@pytest.mark.parametrize('t', [[0]*40, [0]*39 + [1], [0, 1], [0, 0, 1]])
+def test_too_few_for_a_number(t):
+    "One class, one positive, two or three images: a number where there is one, no interval where there is none, and a sentence"
+    from medkit.evaluate import evaluate_classes, score_probs
+    t = np.array(t); p = np.random.default_rng(0).dirichlet([2, 2], len(t)); r = evaluate_classes(p, t, ['no', 'yes'])
+    assert not math.isnan(r['accuracy'].low) and math.isnan(r['AUC, macro one-vs-rest'].low)
+    assert any('one class' in n or 'One image only of' in n for n in r.notes) and any('Fewer than 30' in n for n in r.notes) == (0 < np.bincount(t, minlength=2).min() < 30 or len(t) < 30)
+    assert math.isnan(score_probs(p, t, 'auc').low) and 'nan' not in repr(r)
+
+
+@pytest.mark.parametrize('bad, text', [(lambda p, t: (p*1.5, t), 'sums to 1.5'), (lambda p, t: (np.where(np.arange(9)[:, None] == 4, np.nan, p), t), 'NaN or infinity in 1 rows, the first is 4'),
+                                       (lambda p, t: (p - .5, t), 'smallest'), (lambda p, t: (np.log(p), t), 'softmax'), (lambda p, t: (p, t + 1), 'from 0 to 1'), (lambda p, t: (p, t*1.5), 'whole numbers'),
+                                       (lambda p, t: (p, np.where(t, np.nan, 0)), 'nan'), (lambda p, t: (p[:, :1], t), 'at least two'), (lambda p, t: (p, t[:5]), '9 rows'), (lambda p, t: (p[:0], t[:0]), '0 rows'),
+                                       (lambda p, t: (p, np.eye(2)[t]), 'one true class'), (lambda p, t: (p, np.array(list('ababababa'))), 'whole numbers')])
+def test_bad_predictions_are_refused(bad, text):
+    from medkit.evaluate import compare_probs, evaluate_classes, score_probs
+    rng = np.random.default_rng(0); p, t = rng.dirichlet([1, 1], 9), np.arange(9) % 2
+    with pytest.raises(MedkitError, match=text): evaluate_classes(*bad(p, t), 'ab')
+    for f in (lambda: score_probs(*bad(p, t)), lambda: compare_probs(bad(p, t)[0], p, bad(p, t)[1])):
+        with pytest.raises(MedkitError): f()
 
 
 def test_order_of_cases_and_seeds_does_not_decide():

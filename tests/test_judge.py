@@ -21,10 +21,10 @@ def pair():
 
 def test_delong_is_the_two_sample_jackknife(pair):
     "Variance of the difference from scikit-learn's AUC with one case left out at a time: the same to rounding"
-    p, q, t = pair; y = t == 0
+    p, q, y = *(o[:90] for o in pair[:2]), pair[2][:90] == 0
     two = lambda o: np.c_[1-o[:, 0], o[:, 0]]
-    def auc(i): k = np.delete(np.arange(300), i); return skm.roc_auc_score(y[k], p[k, 0]) - skm.roc_auc_score(y[k], q[k, 0])
-    left = np.array([auc(i) for i in range(300)])
+    def auc(i): k = np.delete(np.arange(90), i); return skm.roc_auc_score(y[k], p[k, 0]) - skm.roc_auc_score(y[k], q[k, 0])
+    left = np.array([auc(i) for i in range(90)])
     var = sum((len(l)-1)/len(l)*((l - l.mean())**2).sum() for l in (left[y], left[~y]))
     d = delong(two(p), two(q), y)
     assert (d.high - d.low)/2/norm.ppf(.975) == pytest.approx(math.sqrt(var), rel=1e-9)
@@ -52,8 +52,8 @@ def test_holm_by_hand():
 
 def test_thresholds_are_the_best_there_are():
     "No threshold of scikit-learn's curve does better, by any rule"
-    for seed in range(5):
-        rng = np.random.default_rng(seed); y = rng.random(150) < .3; s = (rng.normal(0, 1, 150) + y).round(1)
+    for seed in range(3):
+        rng = np.random.default_rng(seed); y = rng.random(90) < .3; s = (rng.normal(0, 1, 90) + y).round(1)
         fpr, tpr, th = skm.roc_curve(y, s, drop_intermediate=False)
         at = lambda rule: choose_threshold(s, y, rule)
         c = at('youden'); assert c.sensitivity.value + c.specificity.value - 1 == pytest.approx((tpr-fpr).max())
@@ -98,12 +98,20 @@ def test_one_class_only(pair):
     assert any('one class' in n for n in evaluate_classes(p, t, 'abc', groups=np.arange(300)//2).notes)
     a = at_threshold(p[:, 0], t, .5); assert math.isnan(a.value['sensitivity']) and a.n['specificity'] == 300
 
-def test_intervals_hold_the_truth():
+@pytest.mark.parametrize('study, kw', [('scored', {}), ('compared', dict(metrics=('f1', 'kappa')))])
+def test_intervals_hold_the_truth(study, kw):
     "A small, seeded count of coverage; the large one is in nbs/lessons/results/coverage.csv"
     spec = importlib.util.spec_from_file_location('interval_coverage', Path(__file__).parent/'benchmarks'/'interval_coverage.py')
-    ic = importlib.util.module_from_spec(spec); spec.loader.exec_module(ic)
-    ic.BIG = 4000
-    for f, kw, n in ((ic.three, {}, 100), (ic.compared, dict(n_boot=150), 100)):
-        rows = ic.coverage('', f, kw, n, draws=100) if 'n_boot' not in kw else ic.coverage('', lambda n, rng, n_boot=150: f(n, rng, n_boot=n_boot), {}, n, draws=100)
-        low = {r['interval']: r['coverage'] for r in rows if r['coverage'] < .87}                       # 100 draws of .95: .87 is over three standard errors away
-        assert not low and np.mean([r['coverage'] for r in rows]) > .93, low
+    ic = importlib.util.module_from_spec(spec); spec.loader.exec_module(ic); ic.BIG = 4000
+    f = getattr(ic, study)
+    rows = ic.count(lambda n, rng: f(n, rng, boot=200, **kw), {}, 60, ic.truth_of(f, kw, 0, big=5), draws=60, seed=0)
+    low = {r['interval']: r['coverage'] for r in rows if r['coverage'] < .85}                           # 60 draws of .95: .85 is over three standard errors away
+    assert not low and np.mean([r['coverage'] for r in rows]) > .93, low
+
+def test_p_and_interval_of_the_bootstrap_agree():
+    "p is below .05 where the interval leaves out 0, whatever the size: also with few cases, where both are read further out"
+    for n in (12, 40, 200):
+        for seed in range(12):
+            rng = np.random.default_rng([n, seed]); t = rng.choice(3, n); hard = rng.normal(0, 1, (n, 3))
+            r = compare(answers(t, 2.2, rng, hard), answers(t, 1.5, rng, hard), t, 'f1', n_boot=999).table.iloc[0]
+            assert (r.p < .05) == (r.low > 0 or r.high < 0) or abs(r.p - .05) < .01, (n, seed, r.p)
