@@ -227,14 +227,14 @@ def check_files(
     add(far(area, floor=.05) | far(-area, floor=.05), 'size', 'warning', 'are far larger or smaller than the others', 'Look whether they are of another kind, such as thumbnails or whole reports.')
     return out
 
-# %% ../nbs/53_audit.ipynb #74816939
+# %% ../nbs/53_audit.ipynb #9f1bf195
 def check_pixels(
     seen:Look,
 ) -> list:
     "Constant pictures, and pictures that are clipped far beyond the others"
     f, out = seen.facts, []
     flat = np.flatnonzero(f.contrast < 1/255)
-    if len(flat): out.append(found(seen, 'constant', 'error', f'{len(flat)} of {len(seen)} pictures show one grey value or nearly so.', 'Export them again or remove them: there is nothing in them.', flat))
+    if len(flat): out.append(found(seen, 'constant', 'error', f'One grey value, or nearly so, is all that {len(flat)} of {len(seen)} pictures show.', 'Export them again or remove them: there is nothing in them.', flat))
     for k, word in (('black', 'black (0)'), ('white', 'white (255)')):
         rows = np.flatnonzero(far(f[k], floor=.05) & (f.contrast >= 1/255))
         if len(rows): out.append(found(seen, 'clipped', 'warning', f'In {len(rows)} of {len(seen)} pictures up to {f[k][rows].max():.0%} of the pixels are {word}, usual are {f[k].median():.0%}.',
@@ -273,10 +273,11 @@ def columns_of(
     if not len(f.columns) or all(f[c].nunique(dropna=False) < 2 for c in f): return None
     return np.concatenate([one(c) for c in f if f[c].nunique(dropna=False) > 1], 1)
 
-# %% ../nbs/53_audit.ipynb #c4a162d0
+# %% ../nbs/53_audit.ipynb #37287b18
 def folds(s, rows, groups=None, seed=0, k=5):
     "Five folds with each class in each as far as it goes; what belongs to one group stays together"
-    y = strata(s.labels[rows])
+    y = strata(s.labels[rows]); _, code, n = np.unique(y, return_inverse=True, return_counts=True)
+    y = np.where(n[code] < k, -1, code) # rare classes are dealt out together
     if groups is None: return list(StratifiedKFold(k, shuffle=True, random_state=seed).split(rows, y))
     g = np.asarray(groups)[rows]; k = min(k, len(np.unique(g)))
     if k < 2: raise MedkitError('groups: all pictures belong to one, so none can be judged by the others: give patients, lesions or studies')
@@ -292,12 +293,12 @@ def tell_apart(
     cv,    # Of `folds`
 ) -> list: # (class number, AUC as `Estimate`, one-sided p value, scores (n,)) for each class of ten pictures or more
     "How well least squares on `z` tells each class from the rest, out of fold (Mann-Whitney's p, Newcombe's interval)"
-    scores, out = cross_val_predict(make_pipeline(StandardScaler(), Ridge(1.)), z, y.astype(float), cv=cv), []
-    for c in range(y.shape[1]):
+    asked, out = np.flatnonzero(np.minimum(y.sum(0), len(y) - y.sum(0)) >= 10), []
+    scores = cross_val_predict(make_pipeline(StandardScaler(), Ridge(1.)), z, y[:, asked].astype(float), cv=cv) if len(asked) else None
+    for c, score in zip(asked.tolist(), scores.reshape(len(y), -1).T if len(asked) else []):
         pos = y[:, c] == 1; m, k = int(pos.sum()), int((~pos).sum())
-        if min(m, k) < 10: continue
-        auc = float(placements(scores[:, c], pos)[pos].mean())
-        out.append((c, Estimate(auc, *auc_interval(auc, m, k), m+k), float(norm.sf((auc-.5)/np.sqrt((m+k+1)/(12*m*k)))), scores[:, c]))
+        auc = float(placements(score, pos)[pos].mean())
+        out.append((c, Estimate(auc, *auc_interval(auc, m, k), m+k), float(norm.sf((auc-.5)/np.sqrt((m+k+1)/(12*m*k)))), score))
     return out
 
 # %% ../nbs/53_audit.ipynb #d24e783e
@@ -331,7 +332,7 @@ def screen(
     t['p'] = holm(t.p.to_numpy(float))
     return t.sort_values('value', ascending=False, kind='stable').reset_index(drop=True)
 
-# %% ../nbs/53_audit.ipynb #0b3ffe1a
+# %% ../nbs/53_audit.ipynb #988423eb
 PIXELS = 'marks at the edges', 'dark corners and frame'
 DEVICE = 'site', 'scanner', 'hospital', 'centre', 'center', 'device', 'manufacturer', 'machine', 'vendor', 'model', 'protocol'
 
@@ -347,7 +348,7 @@ def is_mark(seen, r, groups=None, seed=0) -> bool:
 
 def carriers(
     seen, r, # A row of `screen`
-):           # Numbers of the pictures that carry the mark, and the scores (n,) of all
+):           # Numbers of the pictures that carry the mark, the clearest first, and the scores (n,) of all
     "The pictures that look to candidate `r` like its class, or like the rest, whichever is the unusual side"
     y = one_hot(seen.set)[:, r.c]
     score = make_pipeline(StandardScaler(), Ridge(1.)).fit(r.z[r.rows], y[r.rows]).predict(r.z)
@@ -356,7 +357,8 @@ def carriers(
     high = score > cuts[int(np.argmax(gain))]
     f = seen.facts.reindex(columns=TECHNICAL.get(r.candidate, [])).select_dtypes('number'); f = f if len(f.columns) else pd.DataFrame(r.z)
     off = ((f - f.median()).abs()/(f.std() + 1e-9)).sum(axis=1).to_numpy() # in its own units: ranks would make both halves equally odd
-    return np.flatnonzero(high if off[high].mean() >= off[~high].mean() else ~high), score
+    rows = np.flatnonzero(high if off[high].mean() >= off[~high].mean() else ~high)
+    return rows[np.argsort(-off[rows], kind='stable')], score
 
 # %% ../nbs/53_audit.ipynb #d9286ab8
 def auc_figure(
@@ -376,12 +378,15 @@ def telling(r, seen):
     there = '' if min(pos.sum(), (~pos).sum()) < 10 else f'; in the test pictures {placements(score[test], pos)[pos].mean():.2f}'
     return f"A classifier that sees only {r.candidate} tells {r.name_of_class} from the rest with an AUC of {r.value:.2f} ({r.low:.2f} to {r.high:.2f}, n = {r.n}{there})."
 
-# %% ../nbs/53_audit.ipynb #873c04d9
+# %% ../nbs/53_audit.ipynb #2ad153a3
 def check_confounders(
     seen:Look,
     meta=None, groups=None, seed=0,
 ) -> list:
     "What gives the label away without being the disease: an error where it comes from how pictures were taken or stored and is strong"
+    few, y = (seen.set.splits != 'test').sum(), seen.set.labels
+    if few < 50 or y.ndim == 1 and np.bincount(y).max() > len(y) - 10 or not (np.bincount(y) if y.ndim == 1 else y.sum(0)).max() >= 10:
+        return [Finding('confounder', 'note', f'{few} pictures that are not for testing, or classes of fewer than ten, are too few to ask what gives the label away.', 'Look through them by class: edges, letters, sizes, brightness.')]
     t = screen(seen, meta, groups, seed).rename(columns={'class': 'name_of_class'})
     best, out, shown = t[(t.p < .01) & (t.low > .6)].groupby('candidate', sort=False).head(1), [], []
     for r in best.itertuples():
@@ -436,7 +441,7 @@ def check_labels_by_look(
     return [found(seen, 'label faults', 'warning', f'About {rate.value:.1%} of the labels contradict the picture ({rate.low:.1%} to {rate.high:.1%}, of the {rate.n} pictures that a simple classifier is surer of); the {len(order)} likeliest are listed, the worst first.',
                   'Have two people who do not see the label read them again. Many suspects are right: correct, do not delete.', rows[order], titles)]
 
-# %% ../nbs/53_audit.ipynb #16413459
+# %% ../nbs/53_audit.ipynb #8317090c
 def check_drift(
     seen:Look,
     groups=None, seed=0,
@@ -457,14 +462,15 @@ def drifted(seen, rows, y, first, other, e):
     "The finding of two parts that differ, and the simple measure in which they differ most"
     f = seen.facts.iloc[rows].select_dtypes('number'); f = f.loc[:, f.nunique() > 1].fillna(f.median())
     top = max(f, key=lambda k: abs(placements(f[k].to_numpy(float), y == 1)[y == 1].mean() - .5))
+    word = next((name if len(cols) == 1 else f'{name} ({top})' for name, cols in (APPEARANCE | TECHNICAL).items() if top in cols), f'share of {top}')
     def draw():
-        fig = Figure(figsize=(5.5, 2.4), layout='constrained'); ax = tidy(fig.subplots(), f'{top}, by part')
+        fig = Figure(figsize=(5.5, 2.4), layout='constrained'); ax = tidy(fig.subplots(), f'{word}, by part')
         for v, name in ((0, first), (1, other)): ax.hist(f[top][y == v], 30, density=True, alpha=.55, label=name)
         ax.legend(frameon=False, fontsize=9); return fig
-    return Finding('drift', 'warning', f'Which of {first} and {other} a picture is from can be told with an AUC of {e.value:.2f} ({e.low:.2f} to {e.high:.2f}, n = {e.n}); the simplest difference is in {top}.',
+    return Finding('drift', 'warning', f'Which of {first} and {other} a picture is from can be told with an AUC of {e.value:.2f} ({e.low:.2f} to {e.high:.2f}, n = {e.n}); the simplest difference is in {word}.',
                    'If the parts come from different places, report them apart. If they were drawn at random, look for what was done to one of them.', [], draw)
 
-# %% ../nbs/53_audit.ipynb #513e553b
+# %% ../nbs/53_audit.ipynb #b44a785d
 def check_shares(
     s:ImageSet,
 ) -> list:
@@ -472,11 +478,12 @@ def check_shares(
     n = np.stack([one_hot(s)[s.splits == k].sum(0) for k in part_names(s)]); names, out = part_names(s), []
     for name, row in zip(names, n):
         lost = [c for c, k, all_ in zip(s.classes, row, n.sum(0)) if not k and all_]
-        if lost: out.append(Finding('missing class', 'error' if name == 'train' else 'warning', f"{name} has no {' and no '.join(lost)}.", 'Draw the split by class, or leave that class out and say so.'))
+        if lost: out.append(Finding('missing class', 'error' if name == 'train' else 'warning', f"{name} has no {' and no '.join(lost[:5])}{f' and {len(lost) - 5} classes more' if len(lost) > 5 else ''}.", 'Draw the split by class, or leave that class out and say so.'))
     usual = n[:, n.sum(0)*n.sum(1).min() >= 5*n.sum()] # five or more expected in each cell
     if s.labels.ndim == 1 and min(usual.shape) > 1 and (usual.sum(1) > 0).all() and (p := chi2_contingency(usual).pvalue) < .001:
-        t = ', '.join(f"{name} {' / '.join(f'{v:.0%}' for v in row/row.sum())}" for name, row in zip(names, n))
-        out.append(Finding('class shares', 'warning', f"The classes ({' / '.join(s.classes)}) have other shares in each part: {t} (chi-square, p {'< 0.001' if p < .0005 else f'= {p:.3f}'}).", 'Draw the split by class, or report results by class only.'))
+        parts = n/n.sum(1, keepdims=True); c = int(np.ptp(parts, axis=0).argmax())
+        t = ', '.join(f'{name} {v:.0%}' for name, v in zip(names, parts[:, c]))
+        out.append(Finding('class shares', 'warning', f"The classes have other shares in each part, {s.classes[c]} most of all: {t} (chi-square, p {'< 0.001' if p < .0005 else f'= {p:.3f}'}).", 'Draw the split by class, or report results by class only.'))
     return out
 
 # %% ../nbs/53_audit.ipynb #6684af36
@@ -626,7 +633,7 @@ def damaged(source):
     p = Path(source); files = [p] if p.is_file() else [f for f in p.glob('*') if f.suffix in ('.npz', '.tm')] if p.is_dir() else []
     return files[0] if len(files) == 1 and files[0].suffix in ('.npz', '.tm') else None
 
-# %% ../nbs/53_audit.ipynb #a7bdded3
+# %% ../nbs/53_audit.ipynb #4735c20d
 def audit_page(
     f:Findings,
     out, # Folder; made
@@ -636,11 +643,11 @@ def audit_page(
     n = f.to_df().severity.value_counts()
     page = Page(f'Audit of {f.name}', f"{n.get('error', 0)} errors, {n.get('warning', 0)} warnings, {n.get('note', 0)} notes")
     page.text('An **error** must be mended before training, a **warning** looked at, a **note** known. A program finds that something tells the classes apart; whether it belongs to the disease a person must say.')
-    page.table(f.to_df()[['severity', 'check', 'what', 'todo', 'n']]) if len(f) else page.text('Nothing was found. That is no proof: see what each check cannot know.')
+    page.table(f.to_df()[['severity', 'check', 'what', 'todo', 'n']].rename(columns=dict(what='what was found', todo='what to do', n='items'))) if len(f) else page.text('Nothing was found. That is no proof: see what each check cannot know.')
     for o in f:
         page.text(f'## {o.check} ({o.severity})\n\n{o.what} {o.todo}')
         if o.draw: page.figure(o.draw(), o.check)
-        if o.items: page.fold(f'{len(o.items)} items', '<br>'.join(html.escape(str(i)) for i in o.items))
+        if o.items: page.fold(f"{len(o.items)} item{'s'*(len(o.items) > 1)}", '<br>'.join(html.escape(str(i)) for i in o.items))
     record = run_record(seed, audited=f.name)
     with atomic(Path(out)/'findings.csv') as p: f.to_df().to_csv(p, index=False)
     save_json(record, Path(out)/'run.json')
