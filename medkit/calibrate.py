@@ -28,7 +28,7 @@ from .classify import NUMBER
 from .evaluate import Estimate, check_labels, check_predictions, class_probs, compare_means, draw_counts, figure_uri, mean_ci, pick_dl, share, table_html, to_np
 from .pages import MUTED, VALID, tidy
 
-# %% ../nbs/55_calibrate.ipynb #4850b3a7
+# %% ../nbs/55_calibrate.ipynb #fffe72eb
 def check_truth(probs, targs):
     "Probabilities (n,c) with classes (n,), or with labels (n,c) of 0 and 1, as arrays; else a `MedkitError`"
     p = to_np(probs)
@@ -37,8 +37,10 @@ def check_truth(probs, targs):
 
 def claims(
     p, t, # Of `check_truth`
+    of=None, # Number of a class, to look at its probability in every picture
 ):        # Confidences and whether each holds: (n,1) for classes, (n,k) for labels
     "What is claimed, and whether it is so"
+    if of is not None: return p[:, [of]], t[:, [of]] if t.ndim == 2 else (t == of)[:, None]
     if t.ndim == 2: return p, t
     return p.max(1, keepdims=True), (p.argmax(1) == t)[:, None]
 
@@ -55,45 +57,48 @@ def bin_of(
     edges = np.quantile(x, np.linspace(0, 1, bins+1)) if choose(equal, BINS, 'kind of bins') == 'mass' else np.linspace(0, 1, bins+1)
     return np.searchsorted(edges[1:-1], x)
 
-# %% ../nbs/55_calibrate.ipynb #1af2d33d
+# %% ../nbs/55_calibrate.ipynb #e34e4dac
 def reliability(
     probs,        # (n,c) probabilities
     targs,        # (n,) true classes, or (n,c) labels of 0 and 1
     bins=10,
     equal='mass', # See `bin_of`
+    of=None,      # Number of a class, see `claims`
 ) -> pd.DataFrame:
     "A row a bin: mean confidence, share that was right (value) with Wilson's interval, n"
-    x, y = (a.ravel() for a in claims(*check_truth(probs, targs)))
+    x, y = (a.ravel() for a in claims(*check_truth(probs, targs), of))
     which = bin_of(x, min(bins, x.size), equal)
     return pd.DataFrame([dict(confidence=x[which == b].mean(), **share(y[which == b].sum(), (which == b).sum())._asdict()) for b in np.unique(which)])
 
-# %% ../nbs/55_calibrate.ipynb #84f2a66b
-def draw_reliability(ax, below, probs, targs, title, bins, equal):
+# %% ../nbs/55_calibrate.ipynb #647a1441
+def draw_reliability(ax, below, probs, targs, title, bins, equal, of=None, name=''):
     "One model: points with intervals against the diagonal; the answers a bin in a panel below"
-    r = reliability(probs, targs, bins, equal)
+    r = reliability(probs, targs, bins, equal, of)
     tidy(ax, title).plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=':')
     ax.vlines(r.confidence, r.low, r.high, color=VALID, linewidth=2, alpha=.45)
     ax.plot(r.confidence, r.value, 'o-', color=VALID, markersize=4.5, linewidth=1)
-    ax.set_ylim(-.02, 1.02); ax.set_ylabel('was right', color=MUTED, fontsize=9)
-    x = claims(*check_truth(probs, targs))[0].ravel()
+    ax.set_ylim(-.02, 1.02); ax.set_ylabel('was right' if of is None else f'was {name or of}', color=MUTED, fontsize=9)
+    x = claims(*check_truth(probs, targs), of)[0].ravel()
     counts, edges = np.histogram(x, np.linspace(0, 1, 21))
     tidy(below).stairs(counts, edges, fill=True, color=VALID, alpha=.6)
     below.set_xlim(-.02, 1.02); below.set_ylabel('answers', color=MUTED, fontsize=9)
     per = f'{r.n.min()}' if r.n.min() == r.n.max() else f'{r.n.min()} to {r.n.max()}'
-    below.set_xlabel(f'how sure it was ({len(r)} bins of {per} answers)', color=MUTED, fontsize=9)
+    below.set_xlabel(f"{'how sure it was' if of is None else f'probability of {name or of}'} ({len(r)} bins of {per})", color=MUTED, fontsize=9)
 
-# %% ../nbs/55_calibrate.ipynb #939d049f
+# %% ../nbs/55_calibrate.ipynb #07ed65c6
 def reliability_figure(
     probs,        # (n,c) probabilities; several as {'before': ..., 'after': ...}, and of other pictures as {'home': (probs, targs), 'away': ...}
     targs=None,   # (n,) true classes, or (n,c) labels of 0 and 1
     bins=10,
     equal='mass', # See `bin_of`
+    of=None,      # Number of a class, to ask how often it was there at each probability of it: of two classes the right question
+    name='',      # Of that class
 ) -> Figure:
     "How often answers of each confidence were right; on the dotted line a model is calibrated"
     many = {k: v if targs is None else (v, targs) for k, v in (probs if isinstance(probs, dict) else {'': probs}).items()}
     fig = Figure(figsize=(3.9*len(many)+.3, 3.9), layout='constrained')
     axs = fig.subplots(2, len(many), sharex=True, squeeze=False, height_ratios=(3.4, 1))
-    for (ax, below), (name, (q, t)) in zip(axs.T, many.items()): draw_reliability(ax, below, q, t, name, bins, equal)
+    for (ax, below), (title, (q, t)) in zip(axs.T, many.items()): draw_reliability(ax, below, q, t, title, bins, equal, of, name)
     return fig
 
 # %% ../nbs/55_calibrate.ipynb #d3c96a11
@@ -330,7 +335,7 @@ def before_after(
         put(name, mean_ci(a, seed), mean_ci(b, seed), compare_means(b, a, seed), {'too sure by': 0, 'accuracy': 1}.get(name, -1))
     return pd.DataFrame(rows)
 
-# %% ../nbs/55_calibrate.ipynb #4dffce47
+# %% ../nbs/55_calibrate.ipynb #24eb7006
 @dataclass
 class Calibrated:
     "What `calibrate` found: call it on probabilities to apply the map"
@@ -340,11 +345,13 @@ class Calibrated:
     targs:np.ndarray
     notes:list
     def __call__(self, probs): return self.map(probs)
-    def figure(self, bins=10): return reliability_figure(self.probs, self.targs, min(bins, len(self.targs)))
+    def figure(self, bins=10):
+        two = dict(of=1, name=self.map.vocab[1]) if len(self.map.vocab) == 2 and self.targs.ndim == 1 else {}
+        return reliability_figure(self.probs, self.targs, min(bins, len(self.targs)), **two)
     def __repr__(self): return self.table.round(3).to_string(index=False) + '\n' + '\n'.join(self.notes)
     def _repr_html_(self): return table_html(self.table) + ''.join(f'<p>{html.escape(n)}</p>' for n in self.notes) + f'<img src="{figure_uri(self.figure(), 90)}" alt="reliability before and after">'
 
-# %% ../nbs/55_calibrate.ipynb #2931de00
+# %% ../nbs/55_calibrate.ipynb #68be656e
 def calibrate(
     learn,             # A trained classifier, of one class or several labels a picture
     how='temperature', # One of `HOWS`
@@ -359,5 +366,5 @@ def calibrate(
     m = fit_calibration(vp, vt, how, list(dls.vocab))
     notes = [where, *m.notes]
     if judged is dls.valid: notes.append('The map was fitted on these very pictures, so the rows after are optimistic: a test set is needed to judge it.')
-    if how == 'temperature': notes.append(f"Temperature {m.params['temperature']:.3f}, from {m.n} validation pictures: the model was {'too' if m.params['temperature'] > 1 else 'not'} sure{'' if m.params['temperature'] > 1 else ' enough'} there.")
+    if how == 'temperature': notes.append(f"Temperature {m.params['temperature']:.3f}, from {m.n} validation pictures: above 1 the model was too sure there, below 1 not sure enough.")
     return Calibrated(m, before_after(p, m(p), t), dict(before=p, after=m(p)), t, notes)
