@@ -114,7 +114,7 @@ def rows_of(d) -> pd.DataFrame:
     if 'problem' in df: df['problem'] = df.problem.where(df.problem.isna() | ~df.problem.map(lambda p: bool(signs(str(p)))), 'cannot be read')
     return df.assign(item=[safe(o, i) for i, o in enumerate(df['item'])])
 
-# %% ../nbs/54_checklist.ipynb #cc92f853
+# %% ../nbs/54_checklist.ipynb #af31d0d9
 def counted(n, d): return f'{n} {"volume" if d.volumes else "picture"}{"s"*(n != 1)}'
 
 def check_sizes(d, out) -> tuple:
@@ -123,7 +123,7 @@ def check_sizes(d, out) -> tuple:
     bad = df[df.problem.notna()] if 'problem' in df else df[:0]
     cols = [c for c in df if c.endswith((' voxels', ' spacing')) or c in ('width', 'height', 'depth')]
     evidence = [f'{counted(len(df), d)}: ' + ', '.join(f'{c} {span(df[c].dropna())}' for c in cols) + '.'] if len(bad) < len(df) else []
-    if len(bad): return False, evidence + [f'{len(bad)} cannot be read or say no sensible spacing: {", ".join(map(str, bad["item"][:3]))}.'], []
+    if len(bad): return False, evidence + [f'{len(bad)} cannot be read, or declare a size or spacing that cannot be: {", ".join(map(str, bad["item"][:3]))}.'], []
     if out is None: return None, evidence + ['Not written down: give out=.'], []
     with atomic(out/'sizes.csv') as f: df.to_csv(f, index=False)
     return True, evidence, ['sizes.csv']
@@ -182,14 +182,15 @@ def check_anonymisation(d, out) -> tuple:
     bad = [f for name, fs in found.items() for f in fs if f.severity == 'error' and (name != 'raw' or not d.stages)]
     return (False if bad else None), evidence, []
 
-# %% ../nbs/54_checklist.ipynb #4c81a4d6
+# %% ../nbs/54_checklist.ipynb #e728de03
 def some_pictures(d, n=6, seed=0):
     "A figure of some cases with their labels, or of some pictures of each class"
     if not d.volumes: return plot_montage(d.set, seed=seed)
     def one(i):
         c = d.set.cases[i]; x, m, mm = read_case(c, d.set); k = widest(np.zeros(x.shape, np.uint8) if m is None else m)[2]
         return safe(c.id, i), x[..., k], None if m is None else m[..., k], mm[:2]
-    return plot_cases([one(i) for i in sorted(np.random.default_rng(seed).permutation(len(d.set))[:n])], {l: v for l, v in d.set.labels.items() if l})
+    df = rows_of(d); whole = np.flatnonzero(df.problem.isna() if 'problem' in df else np.ones(len(df), bool))
+    return plot_cases([one(i) for i in sorted(np.random.default_rng(seed).permutation(whole)[:n])], {l: v for l, v in d.set.labels.items() if l})
 
 def check_looked(d, out) -> tuple:
     "Never decided by a program; some images are put into the report"

@@ -210,7 +210,7 @@ def tag(
     except BROKEN:
         if faults is not None: faults.append(keyword)
 
-# %% ../nbs/25_dicom.ipynb #9887f0a5
+# %% ../nbs/25_dicom.ipynb #cc2096f0
 PIXELS = 'PixelData', 'FloatPixelData', 'DoubleFloatPixelData'
 
 def pixel_faults(
@@ -223,7 +223,7 @@ def pixel_faults(
     sizes = [tag(ds, k, 1) for k in ('Rows', 'Columns', 'BitsAllocated')]; more = [tag(ds, k, 1) or 1 for k in ('SamplesPerPixel', 'NumberOfFrames')]
     if not all(sizes): return ['unreadable']
     n, e, syntax = np.prod(sizes + more)/8, ds.get_item(name), ds.file_meta.get('TransferSyntaxUID', ExplicitVRLittleEndian)
-    if n > max(LARGEST, size): return ['bomb']                                                  # what is as large on the disk hides nothing
+    if n > max(LARGEST, size) or more[1] > size: return ['bomb']                                # what is as large on the disk hides nothing, and each frame takes a byte at least
     if not syntax.is_compressed or syntax.is_deflated:
         short = len(e.value) < int(n) if e.value is not None else e.length < int(n) or e.value_tell + e.length > size
         return ['truncated'] if short and 'YBR_FULL_422' not in ds.get('PhotometricInterpretation', '') else []
@@ -478,7 +478,7 @@ def value_findings(several) -> list:
         for o in value_notes(s): said.setdefault(o, []).append(s)
     return [Finding(check, severity, f'{numbered(g)}: {what}.', todo, [s.files[0] for s in g]) for (check, severity, what, todo), g in said.items()]
 
-# %% ../nbs/25_dicom.ipynb #3b2d84ed
+# %% ../nbs/25_dicom.ipynb #2ec542bd
 def out_of_order(series, key) -> int:
     "How many neighbours are no neighbours any more when the slices are sorted by `key`"
     order = sorted(range(len(series)), key=lambda i: key(series.slices[i]))
@@ -486,12 +486,13 @@ def out_of_order(series, key) -> int:
 
 def order_findings(several) -> list:
     "Whether names or instance numbers would put slices into another order"
-    keys, found = {'file name': lambda s: s['file'], 'instance number': lambda s: s['instance'] or 0}, []
+    keys, found = {'file name': lambda s: s['file'], 'instance number': lambda s: s['instance'] or 0}, {}
     long = [s for s in several if s.placed and len(s.files) > 2 and len(steps(s).keep) == len(s)]
     for what, key in keys.items():
         torn = {s.number: n for s in long if (n := out_of_order(s, key))}; g = [s for s in long if s.number in torn]
-        if g: found.append(f'{numbered(g)}: sorted by {what}, {sum(torn.values())} of {sum(len(s) - 1 for s in g)} neighbouring slices would be torn apart.')
-    return [Finding('order', 'note', ' '.join(found), 'Nothing: medkit sorts by position.', [s.files[0] for s in long])]*bool(found)
+        if g: found.setdefault(numbered(g), []).append(f'sorted by {what}, {sum(torn.values())} of {sum(len(s) - 1 for s in g)} neighbours')
+    text = ' '.join(f'{who}: {"; ".join(o)} would be torn apart.' for who, o in found.items())
+    return [Finding('order', 'note', text, 'Nothing: medkit sorts by position.', [s.files[0] for s in long])]*bool(found)
 
 # %% ../nbs/25_dicom.ipynb #07be0156
 FAULTS = {   # name: severity, what is wrong with the files, what to do

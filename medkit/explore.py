@@ -7,9 +7,9 @@ __all__ = ['SPLIT_COLORS', 'AT_MOST', 'RULE', 'MEASURED', 'RED', 'BINS', 'HU', '
            'overview_page', 'known_as', 'origin', 'groups', 'draw', 'header', 'item_names', 'label_words',
            'picture_table', 'thinned', 'picture', 'greys', 'coarse', 'mixed', 'ridge', 'height', 'plot_ridges',
            'plot_counts', 'thumb', 'strip', 'some_of', 'plot_montage', 'some', 'file_notes', 'class_notes', 'span',
-           'picture_facts', 'how_many', 'look_at', 'picture_figures', 'plot_numbers', 'explore_images', 'volume_header',
-           'volume_table', 'outliers', 'stands_out', 'several_kinds', 'odd_ones', 'name_points', 'scatter',
-           'plot_sizes', 'draw_plane', 'label_legend', 'plot_planes', 'read_case', 'plot_cases', 'scale_of',
+           'picture_facts', 'how_many', 'look_at', 'picture_figures', 'plot_numbers', 'explore_images', 'hollow',
+           'volume_header', 'volume_table', 'outliers', 'stands_out', 'several_kinds', 'odd_ones', 'name_points',
+           'scatter', 'plot_sizes', 'draw_plane', 'label_legend', 'plot_planes', 'read_case', 'plot_cases', 'scale_of',
            'voxel_row', 'in_budget', 'read_voxels', 'volume_notes', 'label_counts', 'volume_facts', 'volume_figures',
            'label_figures', 'explore_volumes', 'absent', 'located', 'loose_volumes', 'dicom_volumes', 'holds_dicom',
            'opened', 'explore']
@@ -377,13 +377,19 @@ def explore_images(
              *[f'Dimensions and counts are of all {len(s)} pictures, grey values of {len(rows)} of them.']*(len(rows) < len(s))]
     return Overview(s.name, picture_facts(s, df, low, high), s.counts().T.loc[:,splits], df, notes, picture_figures(s, dens, splits, len(rows)))
 
-# %% ../nbs/50_explore.ipynb #2858e959
+# %% ../nbs/50_explore.ipynb #ff9c0eab
+def hollow(img, path) -> bool:
+    "Whether a NIfTI file cannot hold the voxels that its header declares: deflate packs 1032 bytes into one at best"
+    name = str(path).lower(); declared = np.prod(img.shape, dtype=float)*img.get_data_dtype().itemsize
+    return name.endswith(('.nii', '.nii.gz')) and declared > os.path.getsize(path)*(1032 if name.endswith('.gz') else 1)
+
 def volume_header(case:Case) -> dict:
     "Voxels and spacing (mm) along x, y, z in RAS order, orientation of the file, frames and type; or the problem"
     try:
         img = load_dicom(case.image) if is_dicom(case.image) else nib.load(case.image)
         turn, mm = io_orientation(img.affine), nib.affines.voxel_sizes(img.affine)
         if len(img.shape) < 3 or 0 in img.shape: return dict(item=case.id, problem=f'has the shape {img.shape}')
+        if hollow(img, case.image): return dict(item=case.id, problem='declares more voxels than its file can hold')
         if spacing_fault(img) or np.isnan(turn).any() or not np.isfinite(mm).all(): return dict(item=case.id, problem='declares a spacing of zero, below zero or not finite')
     except MedkitError as e: return dict(item=case.id, problem=' '.join(str(e).replace(str(case.image), '').replace(f'{case.image.parent}{os.sep}', '').split()))
     except (*UNREADABLE, RuntimeError) as e: return dict(item=case.id, problem=f'cannot be read ({type(e).__name__})')
@@ -413,17 +419,17 @@ def outliers(
     off = np.abs(x - np.median(x[ok]))
     return ok & (off > np.maximum(3.5*1.4826*np.median(off[ok]), math.log(1.1)))
 
-# %% ../nbs/50_explore.ipynb #ab815502
+# %% ../nbs/50_explore.ipynb #df45e576
 MEASURED = {**{f'{k} spacing': f'spacing in {k} (mm)' for k in 'xyz'}, **{f'{k} mm': f'size in {k} (mm)' for k in 'xyz'}, 'p99.5': 'brightness (99.5 % quantile)'}
 
 def stands_out(df, col) -> np.ndarray: # bool (n,)
     "`outliers` of a column, as long as they are few: where over a tenth (and over 2) are far from the median, there are several kinds of cases"
     far = outliers(df[col])
-    return far if far.sum() <= max(2, len(df)/10) else np.zeros(len(df), bool)
+    return far if far.sum() <= max(2, df[col].notna().sum()/10) else np.zeros(len(df), bool)
 
 def several_kinds(df) -> list:
     "A sentence for each measured column in which too many are far from the median to be called outliers"
-    def one(c): return f'There are several kinds of cases by {MEASURED[c]}: {outliers(df[c]).sum()} of {len(df)} are far from the median, and it runs from {df[c].min():.4g} to {df[c].max():.4g}.'
+    def one(c): return f'There are several kinds of cases by {MEASURED[c]}: {outliers(df[c]).sum()} of {df[c].notna().sum()} are far from the median, and it runs from {df[c].min():.4g} to {df[c].max():.4g}.'
     return [one(c) + ' Normalise each case by its own values.'*(c == 'p99.5') for c in MEASURED if c in df and outliers(df[c]).any() and not stands_out(df, c).any()]
 
 def odd_ones(df) -> dict:
@@ -562,12 +568,12 @@ def voxel_row(case:Case, vs:VolumeSet) -> tuple: # Numbers, histograms (1+labels
     with np.errstate(invalid='ignore'): shares = h/h.sum(1, keepdims=True)
     return {k: round(float(o), 4) for k,o in row.items()}, shares, (case.id, x[...,k].copy(), None if m is None else y[...,k].copy(), sp[:2])
 
-# %% ../nbs/50_explore.ipynb #58f6c722
+# %% ../nbs/50_explore.ipynb #9905a7b0
 def in_budget(vs, df, seed=0) -> list:
-    "Indices of the cases whose voxels are read: drawn by chance until the budget is spent, three at least"
+    "Indices of the cases whose voxels are read: drawn by chance until the budget is spent, three at least; none that alone takes five times the budget"
     n = df[['x voxels','y voxels','z voxels']].prod(axis=1, min_count=3)*df.frames if 'frames' in df else pd.Series(np.nan, df.index)
     order = [i for i in np.random.default_rng(seed).permutation(len(df)) if n[i] == n[i]]
-    return sorted(i for k,i in enumerate(order) if k < 3 or n[order[:k+1]].sum() <= AT_MOST[1])
+    return sorted(i for k,i in enumerate(order) if n[i] <= 5*AT_MOST[1] and (k < 3 or n[order[:k+1]].sum() <= AT_MOST[1]))
 
 def read_voxels(vs, df, seed=0) -> tuple: # The table with what was found, [(split, histograms)], slices to show
     "`voxel_row` of the cases within the budget; what cannot be read is said in the column `problem`"

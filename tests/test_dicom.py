@@ -170,6 +170,7 @@ def test_declared_sizes(tmp_path):
     f, = write_series(HU[..., :1], AFFINE, tmp_path); ds = pydicom.dcmread(f); ds.compress(RLELossless, generate_instance_uid=False); ds.Rows = ds.Columns = 60000; ds.NumberOfFrames = 90; ds.save_as(f)
     assert checks(tmp_path) == ['bomb']
     with pytest.raises(MedkitError): values(f)
+    ds.Rows = ds.Columns = 1; ds.NumberOfFrames = 2_000_000_000; ds.save_as(f); assert checks(tmp_path) == ['bomb']   # no list of two thousand million frames
     ds.Rows = 0; ds.save_as(f); assert checks(tmp_path) == ['unreadable']
 
 def test_truncated_everywhere(tmp_path):
@@ -182,7 +183,7 @@ def test_truncated_everywhere(tmp_path):
 
 def test_flipped_bytes_never_crash(tmp_path):
     whole = write_series(HU[:6, :6, :1], AFFINE, tmp_path/'a', PatientName=NAME)[0].read_bytes(); rng = np.random.default_rng(0); (tmp_path/'b').mkdir()
-    for _ in range(200):
+    for _ in range(80):
         b = bytearray(whole)
         for i in rng.integers(132, len(whole), rng.integers(1, 6)): b[i] = rng.integers(256)
         (tmp_path/'b'/'x.dcm').write_bytes(b); d = open_dicom(tmp_path/'b'); assert 'Zebedee' not in repr(d) + d.table.to_string()
@@ -253,16 +254,16 @@ def test_texts_of_the_wrong_kind_and_echoes_of_the_name(tmp_path, recwarn, caplo
 
 def test_what_many_series_share_is_said_once(tmp_path):
     for i in range(5): write_series(HU, AFFINE, tmp_path/str(i), number=i, seed=i, shuffled=True, PhotometricInterpretation='MONOCHROME1')
-    found = check_dicom(tmp_path); assert [f.check for f in found] == ['inverted greys', 'order'] and found[0].what.startswith('Series 0, 1, 2, 3, 4: ') and 'of 35 neighbouring' in found[1].what
+    found = check_dicom(tmp_path); assert [f.check for f in found] == ['inverted greys', 'order'] and found[0].what.startswith('Series 0, 1, 2, 3, 4: ') and 'of 35 neighbours' in found[1].what
 
 def test_index_of_a_disc_is_no_fault():
     found = check_dicom(sample('CT_small.dcm').parent/'dicomdirtests'/'TINY_ALPHA'); assert not [f for f in found if f.severity == 'error'] and any('DICOMDIR' in i for i in found.of('no picture')[0].items)
 
 # ---- quiet on clean data, loud on planted faults
 
-def test_twenty_clean_and_twenty_faulty(tmp_path):
+def test_twelve_clean_and_twelve_faulty(tmp_path):
     rng, plant = np.random.default_rng(5), ['missing slices', 'duplicate slices', 'gantry tilt', 'mixed series']
-    for i in range(20):
+    for i in range(12):
         a = turned(AFFINE, rng.uniform(-40, 40, 3)); a[:3, 3] += rng.normal(0, 50, 3); clean = tmp_path/f'c{i}'; bad = tmp_path/f'b{i}'; kind = plant[i % 4]
         write_series(HU, a, clean, ['CT', 'MR'][i % 2], seed=i)
         write_series(HU, tilted(a, rng.choice([-1, 1])*rng.uniform(1, 30)) if kind == 'gantry tilt' else a, bad, seed=i, missing=[int(rng.integers(1, 7))] if kind == 'missing slices' else (), double=[int(rng.integers(8))] if kind == 'duplicate slices' else ())
