@@ -134,7 +134,7 @@ def compare(
     notes = [f'Verdicts after Holm over {len(t)} comparisons.']*(len(t) > 1) + group_note(codes)
     return Judgement(t, notes + ['One training on a side: about these networks, not about the way to train them.']*(min(seeds.values()) == 1), plot_versus)
 
-# %% ../nbs/32_judge.ipynb #8d94b0b2
+# %% ../nbs/32_judge.ipynb #b708c6b5
 def plot_versus(
     table, # Of `compare`, or any with difference, low, high, verdict, metric and model
 ) -> Figure:
@@ -145,7 +145,7 @@ def plot_versus(
         y, c = np.arange(len(g)), [colours.get(v, MUTED) for v in g.verdict]
         tidy(ax, m).hlines(y, g.low, g.high, color=c, linewidth=2, alpha=.6); ax.scatter(g.difference, y, color=c, s=28, zorder=3)
         ax.axvline(0, color=INK, linewidth=1, linestyle=':'); ax.set_yticks(y, g.model, color=INK); ax.set_ylim(len(g)-.5, -.5)
-        ax.set_xlabel('difference to the baseline', fontsize=9, color=MUTED)
+        ax.set_xlabel('difference to the baseline', fontsize=9, color=MUTED); ax.locator_params(axis='x', nbins=5)
     return fig
 
 # %% ../nbs/32_judge.ipynb #d566b3af
@@ -275,7 +275,7 @@ def decision_curve(
     note = ['The band holds at each threshold alone, not for the whole curve. Net benefit needs calibrated probabilities: calibrate on validation first.']
     return Judgement(pd.concat([one(*o) for o in models.items()], ignore_index=True), note + group_note(codes), plot_benefit)
 
-# %% ../nbs/32_judge.ipynb #39102dfc
+# %% ../nbs/32_judge.ipynb #d7534181
 def plot_benefit(table) -> Figure:
     "Decision curves with their bands, beside treating everybody and nobody"
     fig = Figure(figsize=(6, 3.4), layout='constrained')
@@ -284,7 +284,7 @@ def plot_benefit(table) -> Figure:
         ax.fill_between(g.threshold, g.net_benefit_low, g.net_benefit_high, color=c, alpha=.15, linewidth=0); ax.plot(g.threshold, g.net_benefit, color=c, label=name)
     ax.plot(g.threshold, g.treat_all, color=MUTED, label='treat everybody'); ax.axhline(0, color=INK, linewidth=1, label='treat nobody')
     top = max(table.net_benefit_high.max(), .01)
-    ax.set_ylim(-.35*top, 1.1*top); ax.set_xlabel('threshold: probability from which one acts', fontsize=9, color=MUTED); ax.legend(frameon=False, fontsize=9, labelcolor=INK)
+    ax.set_ylim(-.35*top, 1.1*top); ax.set_xlabel('threshold: probability from which one acts', fontsize=9, color=MUTED); ax.legend(frameon=False, fontsize=9, labelcolor=INK, loc='upper right')
     return fig
 
 # %% ../nbs/32_judge.ipynb #21681b90

@@ -128,7 +128,7 @@ def test_report_of_a_classifier(tmp_path):
     from medkit.loaders import image_dls
     from medkit.classify import classifier
     from medkit.phantom import make_sample
-    make_sample('lesions', tmp_path/'lesions', n=300)
+    make_sample('lesions', tmp_path/'lesions', n=120)
     dls = image_dls(next((tmp_path/'lesions').rglob('*.npz'), tmp_path/'lesions'), device='cpu')
     learn = classifier(dls, 'simple_cnn', pretrained=False)
     with learn.no_bar(), learn.no_logging():

@@ -98,20 +98,19 @@ def test_one_class_only(pair):
     assert any('one class' in n for n in evaluate_classes(p, t, 'abc', groups=np.arange(300)//2).notes)
     a = at_threshold(p[:, 0], t, .5); assert math.isnan(a.value['sensitivity']) and a.n['specificity'] == 300
 
-@pytest.mark.parametrize('study, kw', [('scored', {}), ('compared', dict(metrics=('f1', 'kappa')))])
-def test_intervals_hold_the_truth(study, kw):
-    "A small, seeded count of coverage; the large one is in nbs/lessons/results/coverage.csv"
+def test_intervals_hold_the_truth():
+    "A small, seeded count of the coverage of paired bootstraps (notebook 30 counts those of single metrics); the large one is in nbs/lessons/results/coverage.csv"
     spec = importlib.util.spec_from_file_location('interval_coverage', Path(__file__).parent/'benchmarks'/'interval_coverage.py')
     ic = importlib.util.module_from_spec(spec); spec.loader.exec_module(ic); ic.BIG = 4000
-    f = getattr(ic, study)
-    rows = ic.count(lambda n, rng: f(n, rng, boot=200, **kw), {}, 60, ic.truth_of(f, kw, 0, big=5), draws=60, seed=0)
+    kw = dict(metrics=('f1', 'kappa', 'brier'))
+    rows = ic.count(lambda n, rng: ic.compared(n, rng, boot=200, **kw), {}, 60, ic.truth_of(ic.compared, kw, 0, big=5), draws=60, seed=0)
     low = {r['interval']: r['coverage'] for r in rows if r['coverage'] < .85}                           # 60 draws of .95: .85 is over three standard errors away
-    assert not low and np.mean([r['coverage'] for r in rows]) > .93, low
+    assert not low and np.mean([r['coverage'] for r in rows]) > .9, low
 
 def test_p_and_interval_of_the_bootstrap_agree():
     "p is below .05 where the interval leaves out 0, whatever the size: also with few cases, where both are read further out"
-    for n in (12, 40, 200):
-        for seed in range(12):
+    for n in (12, 100):
+        for seed in range(8):
             rng = np.random.default_rng([n, seed]); t = rng.choice(3, n); hard = rng.normal(0, 1, (n, 3))
             r = compare(answers(t, 2.2, rng, hard), answers(t, 1.5, rng, hard), t, 'f1', n_boot=999).table.iloc[0]
             assert (r.p < .05) == (r.low > 0 or r.high < 0) or abs(r.p - .05) < .01, (n, seed, r.p)
