@@ -173,12 +173,12 @@ def tidied(e, d) -> str:
     text = ' '.join(str(e).replace(f'{d.folder}{os.sep}', '').split())
     return f'{type(e).__name__}: its text has a name that seems to identify, which this report does not repeat.' if signs(text) else text
 
-# %% ../nbs/54_checklist.ipynb #a539493d
+# %% ../nbs/54_checklist.ipynb #f37f0a2e
 def check_anonymisation(d, out) -> tuple:
     "What `phi_check` finds in each folder; raw files may hold names, if they stay in the house"
     if not d.folder: return None, ['The set lies in no folder: nobody looked at its files.'], []
     found = {p.name: phi_check(p) for p in d.parts}
-    evidence = [f'{name}: {f.what}{f" {f.todo}"*(f.severity == "error")}' for name, fs in found.items() for f in fs] or ['phi_check finds nothing in tags, headers, names, sidecars and pixels. It cannot see faces, and overlooks small or faint writing.']
+    evidence = [f'{name}: {f.what}{f" {f.todo}"*(f.severity == "error")}' for name, fs in found.items() for f in fs] or ['phi_check finds nothing in tags, headers, names, sidecars and pictures. It cannot see faces, overlooks small or faint writing, and reads no voxels of NIfTI files.']
     bad = [f for name, fs in found.items() for f in fs if f.severity == 'error' and (name != 'raw' or not d.stages)]
     return (False if bad else None), evidence, []
 
@@ -200,8 +200,8 @@ def check_looked(d, out) -> tuple:
     with atomic(out/'some.png') as f: fig.savefig(f, dpi=100)
     return None, ['Some are shown below; explore(...) and audit(...) show more.'], ['some.png']
 
-# %% ../nbs/54_checklist.ipynb #5562dd15
-PROTOCOL = 'Manufacturer ManufacturerModelName MagneticFieldStrength KVP'.split()
+# %% ../nbs/54_checklist.ipynb #2caa6a71
+PROTOCOL = dict(Manufacturer='{}', ManufacturerModelName='{}', MagneticFieldStrength='{} T', KVP='{} kV')
 
 def protocol(f) -> str:
     "Maker, model, field or tube voltage that a DICOM file or a sidecar names; '' where it names none"
@@ -209,7 +209,7 @@ def protocol(f) -> str:
         if f.suffix.lower() == '.json': values = map(json.loads(f.read_text(encoding='utf-8', errors='replace')).get, PROTOCOL)
         else:
             with quietly(): ds = header(f)[0]; values = [tag(ds, k) for k in PROTOCOL] if ds is not None else []
-        text = ', '.join(str(v) for v in values if v)
+        text = ', '.join(words.format(v) for words, v in zip(PROTOCOL.values(), values) if v)
         return 'a text that seems to identify' if signs(text) else text
     except (ValueError, OSError, RecursionError, AttributeError): return ''
 
@@ -263,14 +263,14 @@ class Checklist:
     def __repr__(self): return '\n'.join([f'{self.name}, {self.day}: {self.counts()}', *map(repr, self.items)])
     def _repr_html_(self): return f'<p>{html.escape(f"{self.name}, {self.day}: {self.counts()}")}</p>{table_html(self.to_df())}'
 
-# %% ../nbs/54_checklist.ipynb #66804adc
+# %% ../nbs/54_checklist.ipynb #32d7ed37
 def lines_of(i:Item) -> list:
     "What the report says of an item"
     return [f'**{i.state}**', *i.evidence, *([f'Answer of {i.answered}: {i.answer}'] if i.answer else [ITEMS[i.key][1]] if i.state in ('open', 'failed') else []), *(f'File: `{f}`' for f in i.files if not f.endswith('.png'))]
 
 def markdown(c:Checklist) -> str:
     "The checklist as Markdown"
-    def part(n, i): return '\n'.join([f'## {n}. {i.title}', '', *(f'- {l}' for l in lines_of(i)), '', *(f'![{i.title}]({f})\n' for f in i.files if f.endswith('.png'))])
+    def part(n, i): return '\n'.join([f'## {n}. {i.title}', '', *(f'- {l}' for l in lines_of(i)), '', *(f'![Some of them, drawn by chance]({f})\n' for f in i.files if f.endswith('.png'))])
     return '\n'.join([f'# Checklist: {c.name}', '', f'{c.day}. {c.counts()}.', '', *(part(n, i) for n, i in enumerate(c.items, 1))])
 
 def page(c:Checklist, fig=None) -> Page:
@@ -278,7 +278,7 @@ def page(c:Checklist, fig=None) -> Page:
     p = Page(f'Checklist: {c.name}', f'{c.day}. {c.counts()}.')
     for n, i in enumerate(c.items, 1):
         p.text('\n'.join([f'## {n}. {i.title}', *(f'- {l}' for l in lines_of(i))]))
-        if fig and 'some.png' in i.files: p.figure(fig, i.title)
+        if fig and 'some.png' in i.files: p.figure(fig, 'Some of them, drawn by chance')
     return p
 
 # %% ../nbs/54_checklist.ipynb #9cd4e17b

@@ -63,7 +63,7 @@ def test_dicom_of_two_scanners(tmp_path):
     vol, affine, _ = head_volume((16, 16, 4))
     for i, model in enumerate(('ACME one', 'Other two')): write_series(vol, affine, tmp_path/'in'/f's{i}', ManufacturerModelName=model, seed=i)
     c = checklist(tmp_path/'in', tmp_path/'out')
-    assert c['sources'].state == 'done by check' and '4 files: medkit, Other two, 120.' in ' '.join(c['sources'].evidence) and c['anonymisation'].state == 'failed'
+    assert c['sources'].state == 'done by check' and '4 files: medkit, Other two, 120 kV.' in ' '.join(c['sources'].evidence) and c['anonymisation'].state == 'failed'
     assert len(pd.read_csv(tmp_path/'out'/'sizes.csv')) == 2 and 'Invented' not in repr(c)
 
 def test_pictures_loaders_and_arrays(tmp_path):
