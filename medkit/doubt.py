@@ -139,7 +139,7 @@ def selective(
         return dict(referred=r, **share(int(e[:k].sum()), k)._asdict(), **dict(zip(('fall', 'fall_low', 'fall_high'), around(f, off, n))))
     return pd.DataFrame([row(r) for r in refer])
 
-# %% ../nbs/56_doubt.ipynb #30eced01
+# %% ../nbs/56_doubt.ipynb #c96217aa
 def selective_figure(
     probs, targs, # As in `aurc`
     scores=None,  # {name: (n,)} or a table of `doubts`; those of `doubts` unless told
@@ -158,7 +158,7 @@ def selective_figure(
             ax.fill_between(k/n, [c.low for c in ci], [c.high for c in ci], color=color, alpha=.13, linewidth=0)
     ax.axhline(wrong.mean(), color=MUTED, linestyle=':', linewidth=1, label='random order')
     ax.plot(x, risks(one, np.sort(wrong))[0], color=MUTED, linestyle='--', linewidth=1, label='oracle')
-    ax.set_xlim(0, 1.01); ax.set_ylim(-.01, min(1, 1.6*wrong.mean() + .06)); ax.set_xlabel('share kept', color=MUTED, fontsize=9); ax.legend(frameon=False, fontsize=8.5, labelcolor=INK)
+    ax.set_xlim(0, 1.01); ax.set_ylim(-.01, min(1, 1.6*wrong.mean() + .06)); ax.set_xlabel(f'share kept, of {n}', color=MUTED, fontsize=9); ax.legend(frameon=False, fontsize=8.5, labelcolor=INK)
     return fig
 
 # %% ../nbs/56_doubt.ipynb #d544e29e
@@ -285,7 +285,7 @@ def strangeness(learn, fitted, dl) -> dict:
     x = features(learn, dl)
     return strange_logits(z) | {k: f(x) for k, f in fitted.items()}
 
-# %% ../nbs/56_doubt.ipynb #286a05c5
+# %% ../nbs/56_doubt.ipynb #0ab494ff
 @dataclass
 class Ood:
     "What `ood` found"
@@ -297,9 +297,9 @@ class Ood:
     def _repr_html_(self): return table_html(self.table) + f'<img src="{figure_uri(self.figure(), 90)}" alt="scores of own and foreign pictures">'
 
 def ood_figure(scores, limits) -> Figure:
-    "For each foreign set and method the scores of own (grey) and foreign (blue) pictures; the alarm is the dotted line"
+    "For each foreign set and method the scores of own and foreign pictures, and the alarm"
     names, methods = [k for k in scores if k != 'own'], list(limits)
-    fig = Figure(figsize=(9, .5+1.35*len(names)), layout='constrained')
+    fig = Figure(figsize=(9, .8+1.35*len(names)), layout='constrained')
     for row, name in zip(fig.subplots(len(names), len(methods), squeeze=False), names):
         for ax, m in zip(row, methods):
             pair = [scores['own'][m], scores[name][m]]
@@ -307,7 +307,8 @@ def ood_figure(scores, limits) -> Figure:
             for x, color, label in zip(pair, (TRAIN, VALID), ('own', name)):
                 tidy(ax, m if name == names[0] else '').hist(np.clip(x, lo, hi), np.linspace(lo, hi, 26), weights=np.full(len(x), 1/len(x)), color=color, alpha=.6, label=label)
             ax.axvline(limits[m], color=INK, linestyle=':', linewidth=1); ax.set_yticks([]); ax.tick_params(labelsize=7)
-        row[0].set_ylabel(name, fontsize=9, color=INK)
+        row[0].set_ylabel(f'{name}\nn = {len(x)}', fontsize=9, color=INK)
+    fig.supxlabel(f"score: the higher, the stranger. Grey: own pictures, n = {len(scores['own'][m])}; blue: foreign; dotted: the alarm", fontsize=9, color=MUTED)
     return fig
 
 # %% ../nbs/56_doubt.ipynb #13ef7957

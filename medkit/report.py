@@ -169,7 +169,7 @@ def report_segmenter(
     examples = [example(learn, c) for c in sorted((c for c in cases if c.id in shown), key=lambda c: ['worst', 'middle', 'best'].index(shown[c.id]))]
     return report_masks(pc, examples, labels, history(learn), [where])
 
-# %% ../nbs/58_report.ipynb #3fa27100
+# %% ../nbs/58_report.ipynb #497ab1f2
 def side_by_side(table):
     "The long table of `before_after` with a row a metric"
     cols = [table[table.when == w].set_index('metric')[['value', 'low', 'high']].set_axis([w, f'{w}_low', f'{w}_high'], axis=1) for w in ('before', 'after', 'change')]
@@ -178,8 +178,10 @@ def side_by_side(table):
 def calibration_section(p, t, vp, vt, vocab):
     "Whether probabilities `p` are true, and after a temperature fitted on the validation set's `vp`, `vt`"
     m = fit_calibration(vp, vt, 'temperature', vocab)
-    told = f"ECE is the mean distance of how sure the model was from how often it was right; the part that chance alone makes is taken off, but not from its change. One temperature, {m.params['temperature']:.2f}, was fitted on the {m.n} validation pictures."
-    return 'Are its probabilities true?', [told, side_by_side(before_after(p, m(p), t)), {'How often answers of each confidence were right': reliability_figure({'as trained': p, 'with the temperature': m(p)}, t)}]
+    told = f"ECE is the mean distance of how sure the model was from how often it was right; the part that chance alone makes is taken off, but not from its change. One temperature, {m.params['temperature']:.2f}, was fitted on the {m.n} validation pictures; judged on {len(t)} others."
+    two = dict(of=1, name=vocab[1]) if len(vocab) == 2 and np.ndim(t) == 1 else {}
+    told_of = f'How often it was {vocab[1]} at each probability of it' if two else 'How often answers of each confidence were right'
+    return 'Are its probabilities true?', [told, side_by_side(before_after(p, m(p), t)), {told_of: reliability_figure({'as trained': p, 'with the temperature': m(p)}, t, **two)}]
 
 # %% ../nbs/58_report.ipynb #d0f6793e
 def doubt_section(p, t):
@@ -200,12 +202,12 @@ def subgroup_section(p, t, by, groups=None):
         parts += [f'By {name}: AUC.', r.table, *r.notes, {f'AUC by {name}, and the gap to all others': r.figure()}]
     return 'Whom does it serve worse?', parts
 
-# %% ../nbs/58_report.ipynb #ab9fc419
+# %% ../nbs/58_report.ipynb #e621217d
 def robust_section(learn, dl, severities=(1, 3, 5), n=400):
     "What corrupted pictures or scans do"
     r = robustness(learn, dl, severities=severities, n=n)
     worst = r.summary.iloc[0]
-    told = f'Measured: {r.metric}, on {r.table.n.max()} of those judged. Severities: {", ".join(map(str, severities))} of 1 to 5. Worst: {worst.corruption}, {worst.clean:.3f} to {worst.worst:.3f} at severity {worst.severity}; of several kinds one is always the worst, and a little by chance.'
+    told = f'Measured: {r.metric}, on {int(r.table.n.max())} of those judged. Severities: {", ".join(map(str, severities))} of 1 to 5. Worst: {worst.corruption}, {worst.clean:.3f} to {worst.worst:.3f} at severity {worst.severity}; of several kinds one is always the worst, and a little by chance.'
     return 'What worse pictures do to it', [told, r.summary, {'The metric against the severity of each corruption': r.figure()}]
 
 # %% ../nbs/58_report.ipynb #af783266
@@ -218,7 +220,7 @@ def outside_section(learn, outside, dl):
     r = ood(learn, outside, dl)
     return 'Does it notice what it never learned?', ['AUROC of telling strangers from the judged pictures, and at the alarm that 5 % of the validation pictures set off: strangers that pass, false alarms.', r.table, {'Scores of own (grey) and foreign (blue) pictures; the alarm is the dotted line': r.figure()}]
 
-# %% ../nbs/58_report.ipynb #9bfd734f
+# %% ../nbs/58_report.ipynb #9c4e558c
 def about_data(learn) -> list:
     "Lines of the model card on the data"
     s = getattr(learn.dls, 'set', None)
@@ -229,8 +231,10 @@ def about_data(learn) -> list:
 
 def limits(r:Result, asked) -> list:
     "Lines of the model card on what lowers trust, and on what was not asked"
-    silent = {'robust': 'worse pictures', 'by': 'subgroups of patients', 'away': 'another site', 'outside': 'pictures of another kind'}
-    return [f'- {n}' for n in r.notes if WARN.match(n)] + [f"- Not examined: {', '.join(v for k, v in silent.items() if k not in asked)}."]*bool(set(silent) - set(asked))
+    silent = {'calibration': 'whether its probabilities are true', 'robust': 'worse pictures', 'by': 'subgroups of patients', 'away': 'another site', 'outside': 'pictures of another kind'}
+    if r.kind in ('masks', 'numbers'): del silent['calibration']
+    lack = [v for k, v in silent.items() if k not in asked] + ['leaks, copies and confounders in the data (`audit`)', 'what the answers hang on (`check_explanations`)', 'another training with another seed']
+    return [f'- {n}' for n in r.notes if WARN.match(n)] + [f"- Not examined: {', '.join(lack)}."]
 
 # %% ../nbs/58_report.ipynb #971b2c43
 def model_card(

@@ -6,11 +6,12 @@
 __all__ = ['LEVELS', 'PICTURES', 'VOLUME_LEVELS', 'noise', 'blur', 'per_picture', 'contrast', 'gamma', 'jpeg', 'pixelate',
            'stain', 'corrupt', 'volume_change', 'corrupt_volume', 'loader_for', 'like_home', 'answers_of', 'Measure',
            'measure_of', 'masks_under', 'Robustness', 'sum_up', 'plot_robustness', 'robust_pictures', 'robust_masks',
-           'robustness', 'unpaired', 'at_shares', 'external_test']
+           'robustness', 'at_shares', 'two_sites', 'external_test']
 
-# %% ../nbs/57_shift.ipynb #cc31b537
+# %% ../nbs/57_shift.ipynb #3ecea3fe
 import contextlib, io, math
 from dataclasses import dataclass, replace
+from itertools import count
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastai.data.core import test_set
 from fastprogress.fastprogress import progress_bar
@@ -18,16 +19,17 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-# %% ../nbs/57_shift.ipynb #89fc9933
-from .core import MedkitError, choose, in_threads, seeded, watched
+# %% ../nbs/57_shift.ipynb #f02ff564
+from .core import MedkitError, choose, seeded, watched
 from .images import ImageSet, form_of, open_images
 from .volumes import open_volumes, read_mask, read_volume
 from .resident import hold
 from .loaders import image_dsets, set_tensors
 from .classify import NUMBER, SEVERAL
 from .predict import MEMORY, as_models, label_map
-from .evaluate import around, class_metric, class_probs, compare_means, compare_probs, dice, figure_uri, mean_ci, resamples, score_probs, table_html, to_np, wander
+from .evaluate import Estimate, class_metric, class_probs, compare_means, compare_probs, dice, figure_uri, mean_ci, mean_of_parts, metric_estimate, score_probs, share, table_html, to_np
 from .pages import INK, MUTED, VALID, tidy
+from .judge import difference
 
 # %% ../nbs/57_shift.ipynb #71985158
 LEVELS = dict(noise=(.03, .06, .1, .15, .22),      # standard deviation
@@ -65,7 +67,7 @@ def stain(x, s, rng):
     from skimage.color import hed2rgb, rgb2hed
     return hed2rgb(rgb2hed(x)*rng.uniform(1-s, 1+s, (len(x), 1, 1, 3))).astype(np.float32)
 
-# %% ../nbs/57_shift.ipynb #8d2f549c
+# %% ../nbs/57_shift.ipynb #96ca2409
 PICTURES = dict(noise=noise, blur=blur, contrast=contrast, gamma=gamma, jpeg=jpeg, pixelate=pixelate, stain=stain)
 
 def corrupt(
@@ -77,6 +79,7 @@ def corrupt(
     "Pictures as a worse camera, screen or archive gives them"
     f, x = PICTURES[choose(kind, PICTURES, 'corruption')], np.asarray(images)
     if x.dtype != np.uint8 or not (x.ndim == 3 or x.ndim == 4 and x.shape[3] == 3): raise MedkitError(f'Pictures came as {x.dtype} of shape {x.shape}: give uint8 (n,h,w) or (n,h,w,3)')
+    if not len(x): raise MedkitError('There are no pictures to corrupt: give at least one')
     if severity not in range(6): raise MedkitError(f'severity={severity!r}: give 0 (none) to 5 (worst)')
     if kind == 'stain' and x.ndim == 3: raise MedkitError('A stain shift needs colour, and these pictures are grey: choose another corruption')
     if not severity: return x
@@ -122,7 +125,7 @@ def loader_for(
     dsets = image_dsets(replace(s, splits=np.full(len(s), 'train')))
     return dls.valid.new(hold(test_set(dsets, range(len(s)), with_labels=True), set_tensors(s, dsets)))
 
-# %% ../nbs/57_shift.ipynb #c159e1e8
+# %% ../nbs/57_shift.ipynb #4e7f9264
 def like_home(
     away, # Whatever `open_images` takes
     home:ImageSet,
@@ -134,7 +137,7 @@ def like_home(
     if form_of(s.images) == 'grey' and form_of(home.images) == 'colour': s = replace(s, images=np.repeat(s.images[..., None], 3, 3))
     if s.images.shape[1:] != home.images.shape[1:]: raise MedkitError(f'{s.name} has pictures of {s.images.shape[1:]}, the training set of {home.images.shape[1:]}: bring them to one size')
     if s.labels.ndim != home.labels.ndim or (s.task == NUMBER) != (home.task == NUMBER): raise MedkitError(f'{s.name} is a set for {s.task}, the learner was trained for {home.task}: compare sites on one question')
-    if home.classes and (odd := sorted(set(s.classes) - set(home.classes))): raise MedkitError(f"{s.name} has the class {odd[0]!r}, which the learner does not know ({', '.join(home.classes[:8])}): rename or remove it")
+    if home.classes and (odd := sorted(set(s.classes) - set(home.classes))): raise MedkitError(f"{s.name} has the class {odd[0]!r}, which the learner does not know ({', '.join(home.classes[:8])}): rename or remove it, as in replace(open_images(...), classes=[...])")
     if s.labels.ndim == 1 and home.classes: s = replace(s, labels=np.array([home.classes.index(c) for c in s.classes])[s.labels], classes=home.classes)
     return replace(s, task=home.task)
 
@@ -207,7 +210,7 @@ def sum_up(
         return dict(corruption=k, clean=base.value, mean=np.mean([v[k, s].value for s in severities]), worst=v[k, worst].value, severity=worst, change=d.difference, change_low=d.low, change_high=d.high, verdict=d.verdict)
     return Robustness(pd.DataFrame(rows), pd.DataFrame(map(line, kinds)).sort_values('worst', ascending=m.better > 0, ignore_index=True), m.name)
 
-# %% ../nbs/57_shift.ipynb #34e2c058
+# %% ../nbs/57_shift.ipynb #0d30b83b
 def plot_robustness(
     r:Robustness,
 ) -> Figure:
@@ -222,10 +225,11 @@ def plot_robustness(
         ax.plot(t.severity, t.value, color=VALID, marker='o', markersize=4)
         ax.axhline(t.value.iloc[0], color=MUTED, linewidth=1, linestyle=':')
     for ax in axs.flat[len(kinds):]: ax.set_axis_off()
-    fig.supxlabel('severity', fontsize=9, color=MUTED); fig.supylabel(r.metric, fontsize=9, color=INK)
+    for ax in axs.flat[max(0, len(kinds)-4):len(kinds)]: ax.tick_params(labelbottom=True) # also where the panel below is empty
+    fig.supxlabel(f'severity (0 is as it came); n = {int(r.table.n.max())}', fontsize=9, color=MUTED); fig.supylabel(r.metric, fontsize=9, color=INK)
     return fig
 
-# %% ../nbs/57_shift.ipynb #262fc444
+# %% ../nbs/57_shift.ipynb #0093a190
 def robust_pictures(learn, dl, kinds, severities, metric, n, seed) -> Robustness:
     "`robustness` of a learner of `image_dls`"
     s, dls = learn.dls.set, learn.dls
@@ -244,7 +248,9 @@ def robust_pictures(learn, dl, kinds, severities, metric, n, seed) -> Robustness
 def robust_masks(learn, dl, kinds, severities, n, seed) -> Robustness:
     "`robustness` of a learner of `segmenter`"
     cases, kinds = list(dl.dataset.items)[:n], [choose(k, VOLUME_LEVELS, 'corruption of volumes') for k in kinds or VOLUME_LEVELS]
-    def run(k, sev): return masks_under(learn, cases, lambda x, sp: corrupt_volume(x, k, sev, sp, seed))
+    def run(k, sev):
+        seeds = count(seed) # another artefact for each case, the same at every severity
+        return masks_under(learn, cases, lambda x, sp: corrupt_volume(x, k, sev, sp, next(seeds)))
     return sum_up(run, None, Measure('Dice', lambda a, t: a), kinds, severities, seed)
 
 # %% ../nbs/57_shift.ipynb #f36cdbab
@@ -262,27 +268,21 @@ def robustness(
     if not severities or set(severities) - set(range(1, 6)): raise MedkitError(f'severities={severities!r}: give some of 1 to 5')
     return robust_masks(learn, dl, kinds, severities, n, seed) if hasattr(learn.dls, 'plan') else robust_pictures(learn, dl, kinds, severities, metric, n, seed)
 
-# %% ../nbs/57_shift.ipynb #5bb5cdb5
-def unpaired(
-    f, g,       # Functions of counts (b,n), probabilities and classes, as `class_metric` gives them, one a site
-    home, away, # (probs (n,c), targs (n,)) of each site
-    seed=0, n_boot=2000,
-) -> dict:
-    "A metric at both sites and its change, of different cases: each site is drawn anew on its own"
-    sites = [wander(h, p[None], t, resamples(len(t), n_boot, seed+i), None) for i, (h, (p, t)) in enumerate(((f, home), (g, away)))]
-    rows = [around(v, off, len(t)) for (v, off), (_, t) in zip(sites, (home, away))]
-    (x, dx), (y, dy) = sites
-    d, low, high, _ = around(y-x, dy-dx, min(len(home[1]), len(away[1])))
-    out = {f'{name}{e}': r[i] for name, r in zip(('home', 'away'), rows) for i, e in enumerate(('', '_low', '_high', '_n'))}
-    return out | dict(change=d, change_low=low, change_high=high, verdict='better' if low > 0 else 'worse' if high < 0 else 'not distinguishable')
+# %% ../nbs/57_shift.ipynb #e6d6bed4
+def at_shares(p, t, shares) -> Estimate:
+    "Accuracy with each class counted as `shares` (c,) says, taken as given; classes that do not occur are left out"
+    there = [c for c in np.flatnonzero(shares) if (t == c).any()]
+    right = p.argmax(1) == t
+    return mean_of_parts([share(right[t == c].sum(), (t == c).sum()) for c in there], weight=shares[there])._replace(n=len(t))
 
-def at_shares(t, u):
-    "Accuracy on classes `u`, each class counted as often as in `t`"
-    c = max(t.max(), u.max()) + 1
-    weight = (np.bincount(t, minlength=c)/np.maximum(np.bincount(u, minlength=c), 1))[u].astype(np.float32)
-    return lambda w, q, v: (w*weight) @ (q.argmax(1) == v)/(w @ weight)
+def two_sites(home:Estimate, away:Estimate) -> dict:
+    "A metric at both sites and its change, of different cases: the interval follows from theirs (MOVER; Zou & Donner, 2008)"
+    d = difference(away, home)
+    out = {f'{name}{e}': v for name, r in (('home', home), ('away', away)) for e, v in zip(('', '_low', '_high', '_n'), r)}
+    verdict = 'no interval' if math.isnan(d.low) else 'better' if d.low > 0 else 'worse' if d.high < 0 else 'not distinguishable'
+    return out | dict(change=d.value, change_low=d.low, change_high=d.high, verdict=verdict)
 
-# %% ../nbs/57_shift.ipynb #e6e53ddf
+# %% ../nbs/57_shift.ipynb #14fe5b50
 def external_test(
     learn,     # A `classifier`, trained
     away,      # The other site: a loader, or whatever `open_images` takes; all its pictures are used
@@ -293,6 +293,7 @@ def external_test(
     dls = learn.dls
     a, b = (answers_of(learn, o) for o in (home or dls[min(2, len(dls.loaders)-1)], away if hasattr(away, 'one_batch') else loader_for(dls, like_home(away, dls.set))))
     if lack := [str(dls.vocab[c]) for c in np.unique(a[1]) if c not in b[1]]: print(f"The other site has no {', '.join(lack)}: balanced accuracy and AUC are means over the classes that each site has")
-    acc = class_metric('accuracy')
-    rows = {'accuracy': (acc, acc), "accuracy at home's class shares": (acc, at_shares(a[1], b[1])), **{n: [class_metric(k)]*2 for n, k in (('balanced accuracy', 'balanced accuracy'), ('AUC, macro', 'auc'))}}
-    return pd.DataFrame([dict(metric=k, **unpaired(f, g, a, b)) for k, (f, g) in rows.items()])
+    shares = np.bincount(a[1], minlength=a[0].shape[1])*np.isin(np.arange(a[0].shape[1]), b[1]) # of the classes that both sites have
+    rows = {name: [metric_estimate(k, *o) for o in (a, b)] for name, k in (('accuracy', 'accuracy'), ('balanced accuracy', 'balanced accuracy'), ('AUC, macro', 'auc'))}
+    rows["accuracy at home's class shares"] = [at_shares(*o, shares) for o in (a, b)]
+    return pd.DataFrame([dict(metric=k, **two_sites(*rows[k])) for k in ('accuracy', "accuracy at home's class shares", 'balanced accuracy', 'AUC, macro')])

@@ -75,7 +75,7 @@ def test_handing_over_what_is_wrong_leaves_nothing():
     s = selective(p, t, wrong, refer=[0, .6])
     assert s.value[1] == 0 and s.fall[1] == pytest.approx(wrong.mean()) and s.n[1] == 160
     assert s.fall_low[0] == pytest.approx(0, abs=1e-6) and s.low[0] < wrong.mean() < s.high[0]
-    assert selective_figure(p, t).axes[0].get_xlabel() == 'share kept'
+    assert selective_figure(p, t).axes[0].get_xlabel() == 'share kept, of 400'
 
 def test_mutual_information_splits_the_entropy():
     rng = np.random.default_rng(0)
