@@ -12,14 +12,14 @@ __all__ = ['Z', 'HEADS', 'CLASS_METRICS', 'METRIC_ENDS', 'LOWER_IS_BETTER', 'MET
            'pr_auc_estimate', 'score_class', 'ratio_influence', 'correlation', 'agreement', 'kappa_distance',
            'kappa_influence', 'kappa_estimate', 'mcc', 'mcc_influence', 'mcc_estimate', 'brier_parts', 'brier_estimate',
            'against_lazy', 'class_notes', 'draw_counts', 'resamples', 'class_counts', 'recalls', 'f1s', 'weighted_auc',
-           'aucs', 'class_mean', 'pr_aucs', 'metric_ends', 'class_metric', 'group_note', 'parts_of', 'class_influences',
-           'class_means', 'evaluate_classes', 'evaluate_ordinal', 'check_labels', 'label_means', 'evaluate_labels',
-           'boot_mean', 'evaluate_numbers', 'check_trainings', 'wander', 'metric_influence', 'metric_freedom',
-           'metric_estimate', 'score_probs', 'paired_spread', 'compare_probs', 'pick_dl', 'class_probs', 'binary',
-           'dice', 'crop_both', 'check_mm', 'border_distances', 'surface_scores', 'hd95', 'assd', 'surface_dice',
-           'name_labels', 'check_mask', 'name_tolerance', 'score_label', 'score_masks', 'mask_heads', 'mask_notes',
-           'label_groups', 'evaluate_masks', 'compare_results', 'read_labels', 'mask_files', 'pair_files', 'voxel_mm',
-           'score_files', 'truth_labels', 'evaluate_folder']
+           'aucs', 'class_mean', 'pr_aucs', 'metric_ends', 'class_number', 'class_metric', 'group_note', 'parts_of',
+           'class_influences', 'class_means', 'evaluate_classes', 'evaluate_ordinal', 'check_labels', 'label_means',
+           'evaluate_labels', 'boot_mean', 'evaluate_numbers', 'check_trainings', 'wander', 'metric_influence',
+           'metric_freedom', 'metric_estimate', 'score_probs', 'paired_spread', 'compare_probs', 'pick_dl',
+           'class_probs', 'binary', 'dice', 'crop_both', 'check_mm', 'border_distances', 'surface_scores', 'hd95',
+           'assd', 'surface_dice', 'name_labels', 'check_mask', 'name_tolerance', 'score_label', 'score_masks',
+           'mask_heads', 'mask_notes', 'label_groups', 'evaluate_masks', 'compare_results', 'read_labels', 'mask_files',
+           'pair_files', 'voxel_mm', 'score_files', 'truth_labels', 'evaluate_folder']
 
 # %% ../nbs/30_evaluate.ipynb #bc70bc01
 import base64, html, io, math
@@ -571,7 +571,7 @@ def weighted_auc(
 
 def aucs(w, p, t): return np.stack([weighted_auc(w, p[:, c], t == c) for c in range(p.shape[1])], 1)
 
-# %% ../nbs/30_evaluate.ipynb #17b7e839
+# %% ../nbs/30_evaluate.ipynb #8737d1bb
 def class_mean(m):
     "Mean over classes, (b,c) -> (b,), of what is not nan"
     return over(np.nansum(m, 1), (~np.isnan(m)).sum(1))
@@ -590,11 +590,16 @@ def metric_ends(metric, c) -> tuple:
     if metric == 'brier' and c == 2: return 0, 1
     return METRIC_ENDS.get(metric, (0, 1)) if isinstance(metric, str) else (0, 1)
 
+def class_number(k, c):
+    "`k`, or a `MedkitError` where it is none of c classes"
+    if k not in range(c): raise MedkitError(f'Class {k}: there are {c}, counted from 0 to {c-1}')
+    return k
+
 def class_metric(
     metric, # A name of `CLASS_METRICS`, or ('recall', class number)
 ):          # Function of counts (b,n), probabilities (n,c) and classes (n,) that gives (b,)
     "The metric of that name, for many resamples at once"
-    if isinstance(metric, (tuple, list)) and len(metric) == 2 and metric[0] == 'recall': return lambda w, p, t: recalls(w, p, t)[:, metric[1]]
+    if isinstance(metric, (tuple, list)) and len(metric) == 2 and metric[0] == 'recall': return lambda w, p, t: recalls(w, p, t)[:, class_number(metric[1], p.shape[1])]
     return CLASS_METRICS[choose(metric, CLASS_METRICS, 'metric')]
 
 # %% ../nbs/30_evaluate.ipynb #23bb5c75
@@ -747,14 +752,14 @@ def wander(
     if len(p) > 1: off += rng.multinomial(len(p)-1, np.full(len(p), 1/len(p)), len(off)) @ each/(len(p)-1) - each.mean()
     return each.mean(), off
 
-# %% ../nbs/30_evaluate.ipynb #bfd1a40e
+# %% ../nbs/30_evaluate.ipynb #b84c8eeb
 def metric_influence(
     metric, # A name of `CLASS_METRICS`, or ('recall', class number)
     p, t,   # Probabilities (n,c), classes (n,)
 ) -> np.ndarray:
     "What each case adds to the metric of that name, (n,)"
     q, c, there = p.argmax(1), p.shape[1], np.unique(t)
-    if metric[0] == 'recall': return class_influences('sensitivity', p, t, np.array([metric[1]])).ravel()
+    if metric[0] == 'recall': return class_influences('sensitivity', p, t, np.array([metric[1]])).ravel() if metric[1] in there else np.zeros(len(t))
     if metric == 'accuracy': return mean_influence(q == t)
     if metric == 'kappa': return kappa_influence(q, t, kappa_distance(c))
     if metric == 'mcc': return mcc_influence(q, t, c)
@@ -776,14 +781,14 @@ def metric_freedom(
     v, df = np.array(parts).T
     return float(v.sum()**2/(v**2/df).sum()) if v.sum() > 0 else float(df[0])
 
-# %% ../nbs/30_evaluate.ipynb #b6458c3d
+# %% ../nbs/30_evaluate.ipynb #408275b5
 TABLE_ROWS = {'f1': 'macro F1', 'auc': 'AUC, macro one-vs-rest', 'pr auc': 'PR AUC, macro one-vs-rest', 'mcc': 'MCC', 'brier': 'Brier score'} # the others have the same name
 
 def metric_estimate(metric, p, t, groups=None) -> Estimate:
     "A metric of one training, as `evaluate_classes` gives it"
     r = evaluate_classes(p, t, range(p.shape[1]), groups)
-    if metric[0] == 'recall': return parts_of(r.per_class, 'sensitivity', [metric[1]])[0]
-    return Estimate(*r[TABLE_ROWS.get(metric, metric)])
+    value, low, high, n = parts_of(r.per_class, 'sensitivity', [class_number(metric[1], p.shape[1])])[0] if metric[0] == 'recall' else r[TABLE_ROWS.get(metric, metric)]
+    return Estimate(float(value), float(low), float(high), int(n))
 
 # %% ../nbs/30_evaluate.ipynb #e3c729bc
 def score_probs(

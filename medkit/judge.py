@@ -19,9 +19,9 @@ import numpy as np, pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import binomtest, norm, t as student
 
-# %% ../nbs/32_judge.ipynb #9b0805e1
+# %% ../nbs/32_judge.ipynb #891da4ea
 from .core import MedkitError, choose
-from .evaluate import (CLASS_METRICS, LOWER_IS_BETTER, Estimate, Z, around, auc_influence, boot_tails, check_predictions, check_trainings, class_metric,
+from .evaluate import (CLASS_METRICS, LOWER_IS_BETTER, Estimate, Z, around, auc_influence, check_predictions, check_trainings, class_metric,
                              correlation, freedom, group_codes, group_note, metric_influence, paired_spread, placements, rate, resamples, score_probs, standard_error,
                              table_html, table_text, to_np)
 from .pages import INK, MUTED, VALID, tidy
@@ -49,7 +49,7 @@ def mcnemar(
     p = binomtest(gained, gained+lost).pvalue if gained + lost else 1.
     return Paired((gained-lost)/n, max(x-y-reach, -1.), min(x-y+reach, 1.), n, float(p), "McNemar's exact test")
 
-# %% ../nbs/32_judge.ipynb #2f8d60ca
+# %% ../nbs/32_judge.ipynb #f265d4b6
 def macro_auc(p, t):
     "Mean one-vs-rest AUC over the classes that occur, and what each case adds to it, (n,)"
     there = [c for c in range(p.shape[1]) if 0 < (t == c).sum() < len(t)]
@@ -67,7 +67,9 @@ def delong(
     n = np.bincount(t)
     if (n > 0).sum() < 2 or n[n > 0].min() < 2: raise MedkitError(f"The classes have {', '.join(map(str, n))} cases: two of each of two classes are the least for an AUC's interval")
     (x, dx), (y, dy) = macro_auc(p, t), macro_auc(q, t)
-    se = standard_error(dx - dy, group_codes(groups, len(t)))
+    codes = group_codes(groups, len(t))
+    if codes is not None and codes.max() < 2: return Paired(float(x-y), *(math.nan,)*2, len(t), math.nan, "DeLong's test")  # two patients prove nothing
+    se = standard_error(dx - dy, codes)
     return Paired(float(x-y), *(float(x - y + k*Z*se) for k in (-1, 1)), len(t), float(2*norm.sf(abs(x-y)/se)) if se else 1., "DeLong's test")
 
 # %% ../nbs/32_judge.ipynb #7cd6024a
@@ -248,7 +250,7 @@ def at_threshold(
     if prevalence is not None: rows |= {f'{k} where {prevalence:.1%} are positive': e for k, e in at_prevalence(rows['sensitivity'], rows['specificity'], prevalence).items()}
     return pd.DataFrame([dict(metric=k, **e._asdict()) for k, e in rows.items()]).set_index('metric')
 
-# %% ../nbs/32_judge.ipynb #6a1fce8d
+# %% ../nbs/32_judge.ipynb #2ba46744
 def benefits(s, y, at):
     "What each case adds to the net benefit at each threshold, (n,k)"
     return (s[:, None] >= at)*np.where(y[:, None], 1., -at/(1-at))
@@ -270,12 +272,12 @@ def decision_curve(
         if s.min() < 0 or s.max() > 1: raise MedkitError(f'The scores of {name} run from {s.min():.3g} to {s.max():.3g}: net benefit needs probabilities, the softmax of the logits')
         x = benefits(s, y, at)
         drawn = np.concatenate([w @ x/w.sum(1, keepdims=True) for w in resamples(len(y), n_boot, seed, codes)])
-        low, high = np.array([np.quantile(d, boot_tails(len(y) if codes is None else codes.max() + 1, freedom(c - c.mean(), codes))) for d, c in zip(drawn.T, x.T)]).T
+        low, high = np.array([around(c.mean(), d - c.mean(), len(y), None if codes is None else codes.max() + 1, freedom(c - c.mean(), codes))[1:3] for d, c in zip(drawn.T, x.T)]).T
         return pd.DataFrame(dict(model=name, threshold=at, net_benefit=x.mean(0), net_benefit_low=low, net_benefit_high=high, treat_all=benefits(np.ones(len(y)), y, at).mean(0), n=len(y)))
     note = ['The band holds at each threshold alone, not for the whole curve. Net benefit needs calibrated probabilities: calibrate on validation first.']
     return Judgement(pd.concat([one(*o) for o in models.items()], ignore_index=True), note + group_note(codes), plot_benefit)
 
-# %% ../nbs/32_judge.ipynb #d7534181
+# %% ../nbs/32_judge.ipynb #beda4f6b
 def plot_benefit(table) -> Figure:
     "Decision curves with their bands, beside treating everybody and nobody"
     fig = Figure(figsize=(6, 3.4), layout='constrained')
@@ -283,7 +285,7 @@ def plot_benefit(table) -> Figure:
     for c, (name, g) in zip([VALID, '#d1495b', '#2f855a', '#8367c7', '#c77800'], table.groupby('model', sort=False)):
         ax.fill_between(g.threshold, g.net_benefit_low, g.net_benefit_high, color=c, alpha=.15, linewidth=0); ax.plot(g.threshold, g.net_benefit, color=c, label=name)
     ax.plot(g.threshold, g.treat_all, color=MUTED, label='treat everybody'); ax.axhline(0, color=INK, linewidth=1, label='treat nobody')
-    top = max(table.net_benefit_high.max(), .01)
+    top = max(table.net_benefit.max(), .01)*1.2
     ax.set_ylim(-.35*top, 1.1*top); ax.set_xlabel('threshold: probability from which one acts', fontsize=9, color=MUTED); ax.legend(frameon=False, fontsize=9, labelcolor=INK, loc='upper right')
     return fig
 
