@@ -65,7 +65,7 @@ def test_bad_input():
     with pytest.raises(MedkitError, match='meta: 3 rows came for 40'): audit(s, meta=dict(site=[1, 2, 3]))
     with pytest.raises(MedkitError, match='groups'): audit(s, groups=[1])
     with pytest.raises(MedkitError): audit('no_such_set_at_all')
-    with pytest.raises(MedkitError, match='belong to one'): audit(s, groups=[1]*40)
+    with pytest.raises(MedkitError, match='belong to one'): folds(s, np.arange(40), [1]*40)
 
 def test_dicom_and_volumes_go_to_their_own_checks(tmp_path):
     for name in ('CT_small.dcm', 'MR_small.dcm'): shutil.copy(get_testdata_file(name), tmp_path/name)
