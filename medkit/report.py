@@ -202,8 +202,8 @@ def subgroup_section(p, t, by, groups=None):
         parts += [f'By {name}: AUC.', r.table, *r.notes, {f'AUC by {name}, and the gap to all others': r.figure()}]
     return 'Whom does it serve worse?', parts
 
-# %% ../nbs/58_report.ipynb #e621217d
-def robust_section(learn, dl, severities=(1, 3, 5), n=400):
+# %% ../nbs/58_report.ipynb #4cdb41fe
+def robust_section(learn, dl, severities=(1, 3, 5), n=200):
     "What corrupted pictures or scans do"
     r = robustness(learn, dl, severities=severities, n=n)
     worst = r.summary.iloc[0]
@@ -236,7 +236,7 @@ def limits(r:Result, asked) -> list:
     lack = [v for k, v in silent.items() if k not in asked] + ['leaks, copies and confounders in the data (`audit`)', 'what the answers hang on (`check_explanations`)', 'another training with another seed']
     return [f'- {n}' for n in r.notes if WARN.match(n)] + [f"- Not examined: {', '.join(lack)}."]
 
-# %% ../nbs/58_report.ipynb #971b2c43
+# %% ../nbs/58_report.ipynb #ce948ba4
 def model_card(
     learn, r:Result,
     asked=(), # What was examined beyond the numbers, of 'robust', 'by', 'away', 'outside'
@@ -245,7 +245,7 @@ def model_card(
     size = sum(p.numel() for p in learn.model.parameters())
     start = {True: 'started from published weights', False: 'trained from scratch'}.get(getattr(learn, 'pretrained', None), 'start of its weights not recorded')
     classes = f"- Answers: {', '.join(map(str, list(learn.dls.vocab)[:20]))}" if len(getattr(learn.dls, 'vocab', None) or ()) else ''
-    numbers = [f"- {o.metric}{f', {o.label}' if 'label' in r.table else ''}: {o.value:.3f} ({'no interval' if pd.isna(o.low) else f'{o.low:.3f} to {o.high:.3f}'}), n = {o.n}" for o in r.table.head(6).itertuples()]
+    numbers = [f"- {o.metric}{f', {o.label}' if 'label' in r.table else ''}: {'not defined here' if pd.isna(o.value) else f'{o.value:.3f}'}{' (no interval)' if pd.isna(o.low) else f' ({o.low:.3f} to {o.high:.3f})'}, n = {o.n}" for o in r.table.head(6).itertuples()]
     parts = {'Model': [f"- Network: {getattr(learn, 'arch', type(learn.model).__name__)}, {size/1e6:.2f} million weights, {start}", *([classes] if classes else [])], 'Data': about_data(learn),
              'Intended use': ['- Teaching and research on data like these. Not a medical device, and not for decisions about patients.'], 'Numbers': [f'- {r.notes[0]}', *numbers], 'Limits': limits(r, asked)}
     return '\n\n'.join(f'### {k}\n\n' + '\n'.join(v) for k, v in parts.items() if v)
