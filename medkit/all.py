@@ -33,7 +33,8 @@ from .models import SegmentModel, load_model, network, packaged, save_model
 from .predict import largest_component, predict, probabilities, show_mask, view, volumes_ml
 from .segment import *
 from .dicom import check_dicom, dicom_table, dicom_to_nifti, head_volume, one_series, open_dicom, read_seg, series_affine, series_image, show_positions, show_series, tilted, write_seg, write_series
-from .deidentify import burn_in, burned_in_text, deidentify, phi_check
+from .burned_in import burn_in, burned_in_text
+from .deidentify import deidentify, phi_check
 from .evaluate import *
 from .pages import *
 from .judge import Judgement, Threshold, at_prevalence, at_threshold, choose_threshold, compare, decision_curve, delong, holm, mcnemar, subgroups

@@ -23,7 +23,7 @@ from PIL import ExifTags, Image
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 
 # %% ../nbs/26_deidentify.ipynb #6d23d021
-from .burned_in import burn_in, burned_in_text
+from .burned_in import burned_in_text
 from .core import MedkitError, in_threads, watched
 from .dicom import BROKEN, decode, header, quietly, tag
 from .findings import Finding, Findings

@@ -140,7 +140,8 @@ def series_files(path) -> list:
     "The files of the one series at `path` (its folder, or one of its files), in the order of their positions"
     path = Path(path); folder = path if path.is_dir() else path.parent
     if not any(f.is_file() and is_dicom(f) for f in folder.iterdir()): raise MedkitError(f'{folder} holds no DICOM files: name the folder of one series, or a NIfTI file')
-    series = [sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), i) for i in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))]
+    try: series = [sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), i) for i in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))]
+    except RuntimeError as e: raise MedkitError(f'{folder} holds a DICOM file, such as a dose of radiotherapy, at which SimpleITK gives up: make NIfTI files of its series with dicom_to_nifti') from e
     if path.is_file(): series = [s for s in series if path.name in (Path(f).name for f in s)]
     if len(series)>1: raise MedkitError(f'{folder} holds {len(series)} series: name one file of the series that you want, such as {" or ".join(Path(s[0]).name + f" ({len(s)} files)" for s in series)}')
     if not series: raise MedkitError(f'{path} is DICOM without a picture that SimpleITK can read: export the series again')

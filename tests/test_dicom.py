@@ -1,5 +1,5 @@
 "DICOM folders as they come: equal to SimpleITK where they are whole, findings and no crash where they are not, no patient in any text."
-import gzip, os, warnings, zipfile
+import gzip, os, shutil, warnings, zipfile
 import nibabel as nib, numpy as np, pydicom, pytest, SimpleITK as sitk
 from pathlib import Path
 from pydicom.data import get_testdata_file
@@ -307,3 +307,9 @@ def test_inverted_numbers_are_refused_where_simpleitk_reads(tmp_path):
     np.testing.assert_allclose(read_volume(tmp_path/'m2').data.sum(), series_image(one_series(tmp_path/'m1')).get_fdata().sum(), rtol=1e-5)
     o = explore(tmp_path/'m2'); assert o.facts['size'] == '48 x 56 x 20 voxels' and len(o.figures) >= 3
     assert 'MONOCHROME1' in ' '.join(explore(tmp_path/'m1').notes)
+
+def test_a_dose_among_the_slices(tmp_path):
+    "Folders of radiotherapy hold doses, at which SimpleITK gives up"
+    for f in ('CT_small.dcm', 'rtdose_1frame.dcm'): shutil.copy(sample(f), tmp_path)
+    with pytest.raises(MedkitError, match='dicom_to_nifti'): load_dicom(tmp_path/'CT_small.dcm')
+    assert np.ptp(nib.load(dicom_to_nifti(tmp_path/'CT_small.dcm', tmp_path/'out.nii.gz')).get_fdata()) > 1000
