@@ -35,6 +35,9 @@ from .segment import *
 from .dicom import check_dicom, dicom_table, dicom_to_nifti, head_volume, one_series, open_dicom, read_seg, series_affine, series_image, show_positions, show_series, tilted, write_seg, write_series
 from .burned_in import burn_in, burned_in_text
 from .deidentify import deidentify, phi_check
+from .intervals import *
+from .results import *
+from .masks import *
 from .evaluate import *
 from .pages import *
 from .judge import Judgement, Threshold, at_prevalence, at_threshold, choose_threshold, compare, decision_curve, delong, holm, mcnemar, subgroups
@@ -53,7 +56,7 @@ from .calibrate import Calibration, as_calibration, before_after, calibrate, cha
 from .doubt import aurc, by_dropout, by_ensemble, by_views, doubt, doubts, ood, other_camera, selective, selective_figure
 from .shift import corrupt, corrupt_volume, external_test, robustness
 from .report import report
-from .explain import Explanation, attribute, check_explanations, explain, explanation_findings, shuffled_labels
+from .explain import Explanation, attribute, by_heart, check_explanations, explain, explanation_findings, shuffled_labels
 from .demo import demo
 
 # %% ../nbs/99_all.ipynb #72f0654b

@@ -36,7 +36,7 @@ from tqdm import tqdm
 # %% ../nbs/53_audit.ipynb #84c40bee
 from .catalog import entry, pictures
 from .core import MedkitError, atomic, run_record, save_json, watched
-from .evaluate import Estimate, auc_interval, placements, share
+from .intervals import Estimate, auc_interval, placements, share
 from .findings import Finding, Findings, stop_at
 from .deidentify import burned_in_text
 from .dicom import check_dicom

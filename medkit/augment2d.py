@@ -6,11 +6,11 @@
 __all__ = ['GREY', 'LIMITS', 'turns', 'grid', 'place', 'light', 'cover', 'check_strengths', 'Augment2d']
 
 # %% ../nbs/09_augment2d.ipynb #47169af2
-import inspect, math, torch, torch.nn.functional as F
+import math, torch, torch.nn.functional as F
 from itertools import combinations
 from fastai.vision.all import TensorImage, Transform
 from torch import Tensor
-from .core import MedkitError, choose
+from .core import MedkitError
 
 # %% ../nbs/09_augment2d.ipynb #b55e4d15
 def turns(

@@ -18,7 +18,6 @@ from fastai.basics import DataLoaders
 from fastprogress import progress_bar
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
-from scipy.stats import norm, t as student
 from .core import MedkitError, atomic, choose, run_record, save_json, watched
 from .volumes import prepare, read_mask, read_volume
 from .training import KeepLast, has_bf16, history, named, weights
@@ -26,7 +25,8 @@ from .transfer import begin, network_starts
 from .models import as_model, load_model, network, split_ids
 from .predict import probabilities
 from .segment import segmenter, volume_dls
-from .evaluate import Comparison, Estimate, score_masks
+from .intervals import Comparison, Estimate, boot_tails
+from .masks import score_masks
 from .pages import Page, tidy
 
 # %% ../nbs/34_budget.ipynb #763b33b1
@@ -259,8 +259,7 @@ def crossed_mean(
     if min(r, c) < 3: return Estimate(float(np.nanmean(x)), float('nan'), float('nan'), c)
     wr, wc = run_weights(subset, n_boot, rng), rng.multinomial(c, np.full(c, 1/c), n_boot)
     means = ((wr @ np.nan_to_num(x))*wc).sum(1)/((wr @ np.isfinite(x))*wc).sum(1)
-    n = min(r, c); tail = norm.cdf((n/(n-1))**.5*student.ppf(.025, n-1))
-    return Estimate(float(np.nanmean(x)), *np.quantile(means, [tail, 1-tail]).tolist(), c)
+    return Estimate(float(np.nanmean(x)), *np.quantile(means, boot_tails(min(r, c))).tolist(), c)
 
 # %% ../nbs/34_budget.ipynb #3fca5af7
 def matrix(df, col='dice') -> tuple:

@@ -25,7 +25,9 @@ from sklearn.linear_model import LogisticRegression
 # %% ../nbs/55_calibrate.ipynb #5b9ada28
 from .core import MedkitError, choose, save_json
 from .classify import NUMBER
-from .evaluate import Estimate, check_labels, check_predictions, class_probs, compare_means, draw_counts, figure_uri, mean_ci, pick_dl, share, table_html, to_np
+from .intervals import Estimate, boot_tails, compare_means, mean_ci, share, to_np
+from .results import figure_uri, table_html
+from .evaluate import check_labels, check_predictions, class_probs, draw_counts, pick_dl
 from .pages import MUTED, VALID, tidy
 
 # %% ../nbs/55_calibrate.ipynb #fffe72eb
@@ -315,7 +317,7 @@ def ece_change(before, after, t, kind, n_boot=500, seed=0) -> tuple:
     d = [gaps(q, t, min(15, len(q)), 'mass', kind) for q in (after, before)]
     value = _ece(d[0].mean(0)) - _ece(d[1].mean(0))
     boot = resampled(np.stack(d, 1), n_boot, seed)
-    return float(value), *np.quantile(_ece(boot[:, 0]) - _ece(boot[:, 1]), [.025, .975]).tolist()
+    return float(value), *np.quantile(_ece(boot[:, 0]) - _ece(boot[:, 1]), boot_tails(max(len(t), 2))).tolist()
 
 # %% ../nbs/55_calibrate.ipynb #6b2ab8e0
 def before_after(

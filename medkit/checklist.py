@@ -19,7 +19,7 @@ from pathlib import Path
 from .core import MedkitError, atomic, choose, in_threads, save_json
 from .deidentify import PICTURES, files_of, phi_check, signs
 from .dicom import header, quietly, tag
-from .evaluate import table_html
+from .results import table_html
 from .explore import dicom_volumes, holds_dicom, picture_table, plot_cases, plot_montage, read_case, span, volume_table
 from .findings import Finding, Findings
 from .images import ImageSet

@@ -151,7 +151,7 @@ def label_pictures(a, image, out) -> list:
 
 # %% ../nbs/90_cli.ipynb #2afc2128
 def cmd_evaluate(a):
-    from medkit.evaluate import evaluate_folder
+    from medkit.masks import evaluate_folder
     from medkit.core import save_json
     out = out_folder(a.out) if a.out else None
     r = evaluate_folder(a.pred, a.truth, tolerance=a.tolerance)

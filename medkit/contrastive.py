@@ -10,7 +10,6 @@ __all__ = ['STRONG', 'PENALTIES', 'TwoViews', 'view_dls', 'metric_losses', 'cont
 # %% ../nbs/18_contrastive.ipynb #f15b00e8
 import time, warnings
 import numpy as np, pandas as pd, torch
-from dataclasses import replace
 from fastai.vision.all import *
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression

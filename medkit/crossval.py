@@ -7,17 +7,18 @@ __all__ = ['score_cases', 'make_folds', 'settle', 'run_fold', 'cross_validate', 
 
 # %% ../nbs/33_crossval.ipynb #8b6ff157
 import json, numpy as np, pandas as pd, time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from fastprogress.fastprogress import progress_bar
 from .core import MedkitError, atomic, run_record, save_json, watched
-from .volumes import VolumeSet, open_volumes, scan, stem
+from .volumes import open_volumes, scan, stem
 from .plan import plan as make_plan
 from .training import quiet
 from .models import load_model, mirrored, save_model
 from .segment import segmenter, volume_dls
 from .predict import predict
-from .evaluate import Result, evaluate_masks, read_labels, score_masks, voxel_mm
+from .results import Result
+from .masks import evaluate_masks, read_labels, score_masks, voxel_mm
 
 # %% ../nbs/33_crossval.ipynb #a45a2777
 def score_cases(

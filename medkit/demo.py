@@ -13,7 +13,7 @@ from .core import MedkitError, data_dirs, environ, run_record, save_json, seeded
 from .catalog import find
 from .loaders import image_dls
 from .classify import classifier, save_classifier
-from .evaluate import compare_means
+from .intervals import compare_means
 from .pages import Page, add_result
 from .report import report_classes, report_segmenter
 from .training import quiet

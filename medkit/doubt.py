@@ -26,7 +26,9 @@ from torch import nn
 from .core import MedkitError, choose, seeded, watched
 from .images import form_of, open_images
 from .classify import NUMBER, SEVERAL, features, picture_files, train_labels
-from .evaluate import Estimate, around, auc_interval, check_trainings, class_probs, figure_uri, over, pick_dl, placements, resamples, share, table_html, to_np
+from .intervals import Estimate, around, auc_interval, over, placements, share, to_np
+from .results import figure_uri, table_html
+from .evaluate import check_trainings, class_probs, pick_dl, resamples
 from .pages import INK, MUTED, TRAIN, VALID, tidy
 
 # %% ../nbs/56_doubt.ipynb #607f1fb0

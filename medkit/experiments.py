@@ -25,7 +25,9 @@ from .hounsfield import colour_range, window
 from .teachable import picture_groups, same_pictures
 from .loaders import set_dls
 from .classify import features
-from .evaluate import *
+from .intervals import Estimate, compare_means, mean_ci, share
+from .results import Result
+from .evaluate import compare_probs, evaluate_classes, score_probs
 from .judge import at_prevalence, choose_threshold
 from .pages import INK, MUTED, TRAIN, VALID, plot_confusion, plot_curves, plot_per_class, tidy
 

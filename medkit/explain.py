@@ -34,7 +34,9 @@ from .findings import Finding, Findings
 from .loaders import image_dls
 from .classify import NUMBER, SEVERAL, stats_of
 from .segment import crop
-from .evaluate import Estimate, Result, class_probs, compare_means, mean_ci, pick_dl, share, to_np
+from .intervals import Estimate, compare_means, mean_ci, share, to_np
+from .results import Result
+from .evaluate import class_probs, pick_dl
 from .pages import INK, MUTED, tidy
 
 # %% ../nbs/59_explain.ipynb #5012be37

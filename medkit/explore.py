@@ -32,7 +32,7 @@ from PIL import Image
 from .core import MedkitError, atomic, in_threads
 from .catalog import ENTRIES, Entry, card, entry, fetch, find, licence_of, size_of
 from .dicom import open_dicom, series_words
-from .evaluate import figure_uri, table_html
+from .results import figure_uri, table_html
 from .images import BROKEN, ImageSet, fit, flat_view, form_of, open_images, read_image, strata
 from .pages import INK, LABEL_COLORS, MUTED, PLANES, TRAIN, VALID, Page, outline, scale_bar, show_plane, side_letters, tidy, widest
 from .plan import fmt, is_ct

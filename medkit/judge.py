@@ -21,9 +21,9 @@ from scipy.stats import binomtest, norm, t as student
 
 # %% ../nbs/32_judge.ipynb #891da4ea
 from .core import MedkitError, choose
-from .evaluate import (CLASS_METRICS, LOWER_IS_BETTER, Estimate, Z, around, auc_influence, check_predictions, check_trainings, class_metric,
-                             correlation, freedom, group_codes, group_note, metric_influence, paired_spread, placements, rate, resamples, score_probs, standard_error,
-                             table_html, table_text, to_np)
+from .intervals import Estimate, Z, around, auc_influence, freedom, group_codes, placements, rate, standard_error, to_np
+from .results import table_html, table_text
+from .evaluate import CLASS_METRICS, LOWER_IS_BETTER, check_predictions, check_trainings, class_metric, correlation, group_note, metric_influence, paired_spread, resamples, score_probs
 from .pages import INK, MUTED, VALID, tidy
 
 # %% ../nbs/32_judge.ipynb #4326a7a6

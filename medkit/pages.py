@@ -10,7 +10,7 @@ __all__ = ['INK', 'MUTED', 'TRAIN', 'VALID', 'LABEL_COLORS', 'EDGE', 'PLANES', '
            'write_report', 'pick_cases', 'overlays', 'report_masks']
 
 # %% ../nbs/31_pages.ipynb #18a80683
-import html, json, math, re, textwrap
+import html, json, math, re
 from datetime import datetime
 from pathlib import Path
 
@@ -24,7 +24,10 @@ from matplotlib.ticker import MaxNLocator
 
 # %% ../nbs/31_pages.ipynb #97cea1bf
 from .core import MedkitError, atomic, run_record, save_json
-from .evaluate import Result, check_predictions, ci_columns, evaluate_masks, figure_uri, mask_heads, readable, table_html, to_np
+from .intervals import to_np
+from .results import Result, ci_columns, figure_png, png_uri, readable, table_html
+from .masks import evaluate_masks, mask_heads
+from .evaluate import check_predictions
 
 # %% ../nbs/31_pages.ipynb #89ec8769
 INK, MUTED, TRAIN, VALID = '#1f2933', '#7b8794', '#8a97a6', '#1768ac'
@@ -285,9 +288,9 @@ def page_html(title, subtitle, inner) -> str:
     return f'{head}<body><main><header><h1>{title}</h1>{sub}</header>{inner}{foot}</main></body></html>\n'
 
 # %% ../nbs/31_pages.ipynb #73ccbc8f
-def figure_html(fig, caption) -> str:
-    "A figure with its caption (HTML) below, and as the text for who cannot see it"
-    return f'<figure><img src="{figure_uri(fig)}" alt="{caption or "figure"}"><figcaption>{caption}</figcaption></figure>'
+def figure_html(png, caption) -> str:
+    "A figure (PNG) with its caption (HTML) below, and as the text for who cannot see it"
+    return f'<figure><img src="{png_uri(png)}" alt="{caption or "figure"}"><figcaption>{caption}</figcaption></figure>'
 
 # %% ../nbs/31_pages.ipynb #dfd6fff6
 class Page:
@@ -298,7 +301,9 @@ class Page:
     def note(self, text, kind=''): return self._add(f'<div class="note {kind}">{html.escape(text)}</div>', f'> {text}')
     def table(self, df): return self._add(f'<div class="scroll">{table_html(df)}</div>', table_md(df))
     def fold(self, summary, inner): return self._add(f'<details><summary>{html.escape(summary)}</summary>{inner}</details>')
-    def figure(self, fig, caption=''): return self._add(figure_html(fig, html.escape(caption)), (fig, caption))
+    def figure(self, fig, caption=''):
+        png = figure_png(fig) # drawn once: for a report that is half of the time
+        return self._add(figure_html(png, html.escape(caption)), (png, caption))
     def record(self, record): return self.fold('Run record: versions, device, seed', f'<pre>{html.escape(json.dumps(record, indent=2, default=str))}</pre>')
     def html(self): return page_html(self.title, self.subtitle, ''.join(self.parts))
 
@@ -332,13 +337,13 @@ def table_md(
 def page_md(
     page:Page,
     pictures, # Name of the folder of the pictures, as the text shall call it
-) -> tuple:   # The text, and {file name: figure}
+) -> tuple:   # The text, and {file name: PNG}
     "A page as Markdown; what is folded away in HTML is left out"
-    figs = {f'{i}.png': m for i, m in enumerate((m for m in page.marks if isinstance(m, tuple)), 1)}
-    names = iter(figs)
+    pngs = {f'{i}.png': m for i, m in enumerate((m for m in page.marks if isinstance(m, tuple)), 1)}
+    names = iter(pngs)
     blocks = [f'![{m[1]}]({pictures}/{next(names)})\n\n*{m[1]}*' if isinstance(m, tuple) else m for m in page.marks if m]
     head = [f'# {page.title}', *([page.subtitle] if page.subtitle else [])]
-    return '\n\n'.join(head + blocks + ['Made with medkit. For teaching and research, not for clinical use.']) + '\n', {k: f for k, (f, _) in figs.items()}
+    return '\n\n'.join(head + blocks + ['Made with medkit. For teaching and research, not for clinical use.']) + '\n', {k: p for k, (p, _) in pngs.items()}
 
 @patch
 def save(self:Page,
@@ -349,9 +354,9 @@ def save(self:Page,
     if path.suffix != '.md':
         with atomic(path) as f: f.write_text(self.html(), encoding='utf-8')
         return path
-    text, figs = page_md(self, f'{path.stem}_files')
-    for name, fig in figs.items():
-        with atomic(path.parent/f'{path.stem}_files'/name) as f: fig.savefig(f, dpi=110, bbox_inches='tight')
+    text, pngs = page_md(self, f'{path.stem}_files')
+    for name, png in pngs.items():
+        with atomic(path.parent/f'{path.stem}_files'/name) as f: f.write_bytes(png)
     with atomic(path) as f: f.write_text(text, encoding='utf-8')
     return path
 

@@ -23,7 +23,10 @@ from .volumes import load_nifti
 from .training import history
 from .predict import predict
 from .classify import NUMBER, ORDERED, SEVERAL, train_labels
-from .evaluate import Result, class_probs, evaluate_classes, evaluate_labels, evaluate_numbers, evaluate_ordinal, pick_dl, to_np, voxel_mm
+from .intervals import to_np
+from .results import Result
+from .masks import voxel_mm
+from .evaluate import class_probs, evaluate_classes, evaluate_labels, evaluate_numbers, evaluate_ordinal, pick_dl
 from .pages import *
 from .judge import at_threshold, choose_threshold, decision_curve, subgroups
 from .crossval import score_cases

@@ -22,12 +22,15 @@ from scipy.ndimage import gaussian_filter
 # %% ../nbs/57_shift.ipynb #f02ff564
 from .core import MedkitError, choose, seeded, watched
 from .images import ImageSet, form_of, open_images
-from .volumes import open_volumes, read_mask, read_volume
+from .volumes import read_mask, read_volume
 from .resident import hold
 from .loaders import image_dsets, set_tensors
 from .classify import NUMBER, SEVERAL
 from .predict import MEMORY, as_models, label_map
-from .evaluate import Estimate, class_metric, class_probs, compare_means, compare_probs, dice, figure_uri, mean_ci, mean_of_parts, metric_estimate, score_probs, share, table_html, to_np
+from .intervals import Estimate, compare_means, mean_ci, mean_of_parts, share, to_np
+from .results import figure_uri, table_html
+from .masks import dice
+from .evaluate import class_metric, class_probs, compare_probs, metric_estimate, score_probs
 from .pages import INK, MUTED, VALID, tidy
 from .judge import difference
 
@@ -155,7 +158,7 @@ class Measure:
     name:str
     case:object = None # Function (answers, truth) -> a score a case; None for a metric of classes
     better:int = 1     # -1 where less is better
-    def value(self, a, t, seed=0): return mean_ci(self.case(a, t), seed) if self.case else score_probs(a, t, self.name, seed, 500)
+    def value(self, a, t, seed=0): return mean_ci(self.case(a, t), seed) if self.case else score_probs(a, t, self.name)
     def change(self, a, b, t, seed=0):
         "Paired difference, `a` minus `b`"
         return compare_means(self.case(a, t), self.case(b, t), seed, self.better > 0) if self.case else compare_probs(a, b, t, self.name, seed, 1000)

@@ -26,7 +26,8 @@ from .training import load_weights, quiet, weights
 from .classify import *
 from .contrastive import *
 from .radiomics import classical, radiomics
-from .evaluate import Comparison, compare_probs, score_probs
+from .intervals import Comparison
+from .evaluate import compare_probs, score_probs
 from .judge import choose_threshold
 from .budget import claim
 

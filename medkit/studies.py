@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from fastprogress import progress_bar
 from PIL import Image
-from scipy.stats import norm, t as student
 from .core import *
 from .phantom import _whole, field, grid, paint, tube
 from .catalog import PICTURES
 from .images import *
 from .loaders import image_dls
 from .classify import classifier
-from .evaluate import Estimate
+from .intervals import Estimate, boot_tails
 
 # %% ../nbs/38_studies.ipynb #852852d4
 PARTS = dict(XR_ELBOW=(2, 6, 7), XR_FINGER=(1, 5, 0), XR_FOREARM=(2, 4, 10), XR_HAND=(4, 3, 9), XR_HUMERUS=(1, 7, 0),
@@ -198,9 +197,8 @@ def patient_ci(
     n, rows, value = who.max() + 1, np.arange(len(who)), stat(np.arange(len(who)))
     if n < 3: return Estimate(value, math.nan, math.nan, int(n))
     drawn = [stat(np.repeat(rows, np.bincount(rng.integers(0, n, n), minlength=n)[who])) for _ in range(n_boot)]
-    tail = norm.cdf(math.sqrt(n/(n-1))*student.ppf(.025, n-1)) # as in `mean_ci`
     if not np.nanmin(drawn) < np.nanmax(drawn): return Estimate(value, math.nan, math.nan, int(n)) # ten of ten right is no proof that all are
-    return Estimate(value, *np.nanquantile(drawn, [tail, 1-tail]).tolist(), int(n))
+    return Estimate(value, *np.nanquantile(drawn, boot_tails(n)).tolist(), int(n))
 
 # %% ../nbs/38_studies.ipynb #40cca3c1
 def kappa(

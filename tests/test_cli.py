@@ -5,7 +5,7 @@ from PIL import Image
 from scipy.ndimage import label
 from medkit.cli import main
 from medkit.core import cache_dir
-from medkit.evaluate import evaluate_folder
+from medkit.masks import evaluate_folder
 from medkit.models import load_model
 from medkit.phantom import make_sample
 from medkit.volumes import read_volume

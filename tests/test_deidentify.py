@@ -10,7 +10,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, CTImageS
 from medkit.core import MedkitError
 from medkit.burned_in import burn_in, burned_in_text
 from medkit.deidentify import annex_e, deidentify, files_of, personal_tags, phi_check, rule
-from medkit.evaluate import share
+from medkit.intervals import share
 from medkit.phantom import head_ct
 
 pytest.importorskip('dicomanonymizer', reason='the extra `dicom` is not installed')

@@ -2,7 +2,7 @@
 import gzip, json, math, re, shutil
 import nibabel as nib, numpy as np, pytest
 from medkit.core import MedkitError
-from medkit.evaluate import compare_results, evaluate_folder, evaluate_masks, hd95, score_masks
+from medkit.masks import compare_results, evaluate_folder, evaluate_masks, hd95, score_masks
 from medkit.pages import Page
 from medkit.report import report
 
@@ -32,7 +32,7 @@ def test_folder_uses_the_files_millimetres(folders):
 def test_every_distance_is_monai_s_on_an_oblique_uneven_grid(folders):
     import torch
     from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance, compute_surface_dice
-    from medkit.evaluate import voxel_mm
+    from medkit.masks import voxel_mm
     pc = evaluate_folder(*folders, tolerance={1: 1, 2: 3}).per_case.set_index(['case', 'label'])
     for c in ('p0', 'p1', 'p2'):
         p, t = (nib.load(f/f'{c}.nii.gz') for f in folders)
@@ -66,7 +66,7 @@ def test_mirrored_and_turned_masks_score_the_same():
 
 def test_the_perfect_mask_that_scored_1_35(folders):
     "Labels 0 and 2, or probabilities, are no binary masks: refused, not scored above 1"
-    from medkit.evaluate import dice, surface_dice
+    from medkit.masks import dice, surface_dice
     m = np.zeros((6, 6, 6)); m[2:4, 2:4, 2:4] = 2
     for f in (lambda: dice(m, m), lambda: surface_dice(m/4, m/2, (1, 1, 1)), lambda: hd95(m, m, (1, 1, 1))):
         with pytest.raises(MedkitError, match='only 0 and 1'): f()

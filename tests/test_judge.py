@@ -5,7 +5,8 @@ from pathlib import Path
 from scipy.stats import norm
 from sklearn import metrics as skm
 from medkit.core import MedkitError
-from medkit.evaluate import CLASS_METRICS, compare_probs, evaluate_classes, score_probs, share
+from medkit.intervals import share
+from medkit.evaluate import CLASS_METRICS, compare_probs, evaluate_classes, score_probs
 from medkit.judge import at_prevalence, at_threshold, choose_threshold, compare, decision_curve, delong, holm, mcnemar, subgroups
 
 def answers(t, skill, rng, shared=0, c=3):

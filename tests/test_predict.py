@@ -7,7 +7,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from safetensors import safe_open
 from medkit import predict as predict_module
 from medkit.core import MedkitError
-from medkit.evaluate import evaluate_folder
+from medkit.masks import evaluate_folder
 from medkit.models import SegmentModel, load_model, network, packaged, save_model
 from medkit.phantom import make_sample
 from medkit.predict import largest_component, predict, probabilities, show_mask, view, volumes_ml

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np, pandas as pd, pytest, torch
 from medkit.classify import classifier
 from medkit.core import MedkitError
-from medkit.evaluate import Estimate, share
+from medkit.intervals import Estimate, share
 from medkit.images import open_images
 from medkit.loaders import image_dls
 from medkit.phantom import make_sample

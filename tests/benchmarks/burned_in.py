@@ -11,7 +11,7 @@ import matplotlib, numpy as np, pandas as pd
 from PIL import Image
 from medkit.core import run_record, save_json
 from medkit.burned_in import burn_in, burned_in_text
-from medkit.evaluate import share
+from medkit.intervals import share
 from medkit.phantom import head_ct
 
 FONTS = [None, *(str(Path(matplotlib.get_data_path())/'fonts/ttf'/f'{f}.ttf') for f in ('DejaVuSans', 'DejaVuSansMono', 'DejaVuSerif'))]

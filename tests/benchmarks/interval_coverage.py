@@ -10,7 +10,8 @@ so it is off by less than a tenth of an interval's width."""
 import argparse, functools, multiprocessing
 import numpy as np, pandas as pd
 from tqdm import tqdm
-from medkit.evaluate import class_metric, evaluate_classes, mean_ci, score_probs, share
+from medkit.intervals import mean_ci, share
+from medkit.evaluate import class_metric, evaluate_classes, score_probs
 from medkit.judge import at_threshold, compare, decision_curve, subgroups
 
 THREE, RARE = (.5, .3, .2), (.6, .33, .07)                      # how frequent the classes are

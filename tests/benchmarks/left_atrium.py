@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 import numpy as np
 from medkit.core import run_record, save_json
-from medkit.evaluate import evaluate_masks
+from medkit.masks import evaluate_masks
 from medkit.models import load_model, save_model
 from medkit.crossval import score_cases
 from medkit.segment import segmenter, volume_dls
