@@ -9,8 +9,8 @@ __all__ = ['EDGE', 'APPEARANCE', 'TECHNICAL', 'PIXELS', 'DEVICE', 'OWN', 'WANTED
            'one_hot', 'tell_apart', 'candidates', 'screen', 'is_mark', 'carriers', 'auc_figure', 'telling',
            'check_confounders', 'label_probs', 'wrong_share', 'check_labels_by_look', 'check_drift', 'part_names',
            'drifted', 'check_shares', 'search_text', 'ArrayFile', 'pool', 'open_source', 'holds_volumes', 'holds_dicom',
-           'in_order', 'group_of', 'audit_images', 'audit', 'source_name', 'damaged', 'audit_page', 'truth_items',
-           'count_audit', 'count_once', 'audit_rates']
+           'in_order', 'group_of', 'audit_images', 'audit', 'source_name', 'audit_page', 'truth_items', 'count_audit',
+           'count_once', 'audit_rates']
 
 # %% ../nbs/53_audit.ipynb #8931d506
 import html, io, json, re, tempfile
@@ -41,7 +41,7 @@ from .findings import Finding, Findings, stop_at
 from .deidentify import burned_in_text
 from .dicom import check_dicom
 from .duplicates import check_duplicates, places
-from .images import BROKEN, ImageSet, eight_bit, flat_view, open_images, strata
+from .images import BROKEN, ImageSet, eight_bit, flat_view, open_images, packed, strata
 from .judge import holm
 from .pages import INK, MUTED, VALID, Page, tidy
 from .phantom import make_sample
@@ -526,12 +526,9 @@ def pool(
 
 # %% ../nbs/53_audit.ipynb #fa2b8bed
 def open_source(source):
-    "The `ImageSet` of whatever was given; of a folder that holds one file of pictures, that file"
+    "The `ImageSet` of whatever was given; of a list, all as one set"
     if hasattr(source, 'set'): source = source.set # fastai `DataLoaders` of medkit
     if isinstance(source, list): return pool([open_source(o) for o in source])
-    if isinstance(source, (str, Path)) and Path(source).is_dir():
-        files = [f for f in Path(source).iterdir() if f.suffix in ('.npz', '.tm')]
-        if len(files) == 1 and not any(p.is_dir() for p in Path(source).iterdir()): source = files[0]
     return open_images(source)
 
 def holds_volumes(source) -> bool:
@@ -619,8 +616,8 @@ def audit(
         if meta is None and isinstance(source, (str, Path)) and Path(source).suffix == '.csv': meta = source
         try: s = open_source(source)
         except MedkitError as e:
-            if not (isinstance(source, (str, Path)) and damaged(source)): raise
-            name, found_ = source_name(source), [Finding('unreadable', 'error', str(e) + '.', 'Fetch or make it again.', [str(damaged(source))])]
+            if not (isinstance(source, (str, Path)) and packed(Path(source))): raise
+            name, found_ = source_name(source), [Finding('unreadable', 'error', str(e) + '.', 'Fetch or make it again.', [str(packed(Path(source)))])]
         else: name, found_ = s.name or source_name(source), audit_images(s, seed, meta, groups)
     f = Findings(found_, name)
     if out: audit_page(f, out, seed)
@@ -628,10 +625,6 @@ def audit(
 
 def source_name(source): return Path(source).stem if isinstance(source, (str, Path)) else getattr(getattr(source, 'set', source), 'name', '') or 'The set'
 
-def damaged(source):
-    "The file of pictures that was given, or the only one of the folder; `None` where there is none"
-    p = Path(source); files = [p] if p.is_file() else [f for f in p.glob('*') if f.suffix in ('.npz', '.tm')] if p.is_dir() else []
-    return files[0] if len(files) == 1 and files[0].suffix in ('.npz', '.tm') else None
 
 # %% ../nbs/53_audit.ipynb #4735c20d
 def audit_page(

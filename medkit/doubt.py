@@ -308,7 +308,7 @@ def ood_figure(scores, limits) -> Figure:
             lo, hi = min(x.min() for x in pair), max(np.quantile(x, .99) for x in pair)
             for x, color, label in zip(pair, (TRAIN, VALID), ('own', name)):
                 tidy(ax, m if name == names[0] else '').hist(np.clip(x, lo, hi), np.linspace(lo, hi, 26), weights=np.full(len(x), 1/len(x)), color=color, alpha=.6, label=label)
-            ax.axvline(limits[m], color=INK, linestyle=':', linewidth=1); ax.set_yticks([]); ax.tick_params(labelsize=7)
+            ax.axvline(limits[m], color=INK, linestyle=':', linewidth=1); ax.set_yticks([]); ax.tick_params(labelsize=7); ax.locator_params(axis='x', nbins=4)
         row[0].set_ylabel(f'{name}\nn = {len(x)}', fontsize=9, color=INK)
     fig.supxlabel(f"score: the higher, the stranger. Grey: own pictures, n = {len(scores['own'][m])}; blue: foreign; dotted: the alarm", fontsize=9, color=MUTED)
     return fig

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BROKEN', 'TASKS', 'MEDMNIST_ARRAYS', 'OPENERS', 'eight_bit', 'fit', 'fit_volume', 'form_of', 'flat_view',
            'read_image', 'read_images', 'ImageSet', 'strata', 'draw_splits', 'same_files', 'complete_splits',
-           'settle_labels', 'entry_of', 'open_images', 'check_images']
+           'settle_labels', 'entry_of', 'packed', 'open_images', 'check_images']
 
 # %% ../nbs/03_images.ipynb #b1337905
 import hashlib, io, json, os, zipfile, zlib
@@ -522,9 +522,15 @@ def _open_csv(path, **table):
 # %% ../nbs/03_images.ipynb #3f1e7598
 OPENERS = {'.npz': _open_npz, '.tm': _open_tm, '.csv': _open_csv}
 
+def packed(path):
+    "The .npz or .tm file that was given, or the only one in a folder without folders, as `make_sample` leaves it; else None"
+    files = [f for f in (path.iterdir() if path.is_dir() else [path]) if f.is_file() and f.suffix.lower() in ('.npz', '.tm')]
+    return files[0] if len(files) == 1 and not (path.is_dir() and subfolders(path)) else None
+
 def _open_path(path, table):
     "A file by its ending, or a folder"
     if not path.exists(): raise MedkitError(f'{path} does not exist: give a data set of catalog(), a folder, a .npz, .tm or .csv file')
+    path = packed(path) or path
     opener = _open_folder if path.is_dir() else OPENERS[choose(path.suffix.lower(), OPENERS, f'ending of {path.name}')]
     if table and opener is not _open_csv: raise MedkitError(f'{path} is no table: {" and ".join(table)} belongs to a DataFrame or a .csv file')
     return opener(path, **table)
