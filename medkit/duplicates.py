@@ -235,6 +235,7 @@ def best_pairs(
     ok[order] = rank < most
     return ok[:len(i)] | ok[len(i):]
 
+# %% ../nbs/51_duplicates.ipynb #e984b076
 def _halved(t):
     "Small copies with 32 pixels an edge"
     return t if t.shape[-1] == 32 else t.reshape(-1, 32, 2, 32, 2).mean((2, 4), dtype=np.float32)
@@ -254,6 +255,7 @@ def shifted(
     still = np.zeros(len(a))
     return c.max(1), np.stack([most - x, still, most - y, still], 1).astype(np.float32)*2/(a.shape[-1] - 1)
 
+# %% ../nbs/51_duplicates.ipynb #6e4252dc
 def judged(
     a, b,  # (m,e,e) pairs of small copies, in the same position
     rough, # (m,) correlation of their details at 32 pixels

@@ -634,6 +634,7 @@ def check_explanations(
     last = pd.concat([c.groupby('random', as_index=False)[['spearman', 'ssim', 'control']].mean().assign(method=m) for m, c in falls.items()])
     return Result('explanations', pd.DataFrame(rows), per_class=last, per_case=pd.DataFrame(cases), notes=NOTES + ([] if liar is None else [heart_note(liar)]), figures=figures)
 
+# %% ../nbs/59_explain.ipynb #d1179398
 def heart_note(liar) -> str:
     "Whether the check of shuffled labels asked anything"
     e = by_heart(liar)

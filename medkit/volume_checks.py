@@ -87,6 +87,7 @@ def _look_at_mask(row, y, x, spacing, labels):
     row['mirror'] = _mirror_ratio(x, mask, spacing)
     return row
 
+# %% ../nbs/52_volume_checks.ipynb #b7b02727
 def look_at(
     case,     # `Case`
     labels,   # {0: 'background', ...}
