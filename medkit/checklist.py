@@ -22,7 +22,7 @@ from .dicom import header, quietly, tag
 from .results import table_html
 from .explore import dicom_volumes, holds_dicom, picture_table, plot_cases, plot_montage, read_case, span, volume_table
 from .findings import Finding, Findings
-from .images import ImageSet
+from .images import ImageSet, open_images, packed
 from .pages import Page, widest
 from .volumes import UNREADABLE, Case, VolumeSet, open_volumes, scan, stem
 
@@ -77,6 +77,7 @@ def set_of(
     if len(sets) == 1: return open_volumes(sets[0].parent)
     if fs := [f for f in files if f.name.lower().endswith(('.nii', '.nii.gz'))]: return VolumeSet(folder.name, [Case((f.parent/stem(f)).relative_to(folder).as_posix(), f) for f in fs], {0: 'background'}, [''], folder)
     if holds_dicom(folder): return dicom_volumes(folder)[0]
+    if (f := packed(folder)): return open_images(f)
     fs = [f for f in files if f.suffix.lower() in PICTURES]
     if not fs: raise MedkitError(f'{folder.name} holds no volumes, DICOM series or pictures: name the folder of the data')
     return ImageSet(fs, np.zeros(len(fs), int), np.array(['train']*len(fs)), ['all'], folder.name)

@@ -90,3 +90,8 @@ def test_hippocampus(real_data, tmp_path):
     from dataclasses import replace
     vs = open_volumes(real_data/'Task04_Hippocampus'); vs = replace(vs, cases=vs.cases[:6], folder=None)
     c = checklist(vs, tmp_path/'out'); assert c['grid'].state == 'done by check' and c['sizes'].state == 'done by check' and c['anonymisation'].state == 'open'
+
+def test_one_file_of_pictures(tmp_path):
+    "A folder as `make_sample` leaves it: its pictures are in one file"
+    c = checklist(make_sample('lesions', tmp_path/'packed', 100))
+    assert c['sizes'].evidence[0] == '100 pictures: width 28, height 28.'
