@@ -145,7 +145,7 @@ def against_lazy(
     gained, lost = int((right & ~lazy).sum()), int((~right & lazy).sum())
     p = binomtest(gained, gained+lost).pvalue if gained+lost else 1.
     verdict = 'Not distinguishable from' if p >= .05 else 'Better than' if gained > lost else 'Worse than'
-    return f"{verdict} always calling {name}: {gained} images gained, {lost} lost (McNemar, p {'< 0.001' if p < .001 else f'= {p:.3f}'})."
+    return f"{verdict} always calling {name}: images gained {gained}, lost {lost} (McNemar, p {'< 0.001' if p < .001 else f'= {p:.3f}'})."
 
 # %% ../nbs/30_evaluate.ipynb #c85bc13e
 def class_notes(pc) -> list:
