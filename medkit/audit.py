@@ -37,7 +37,7 @@ from tqdm import tqdm
 from .catalog import entry, pictures
 from .core import MedkitError, atomic, run_record, save_json, watched
 from .intervals import Estimate, auc_interval, placements, share
-from .findings import Finding, Findings, stop_at
+from .findings import SEVERITIES, Finding, Findings, stop_at
 from .deidentify import burned_in_text
 from .dicom import check_dicom
 from .duplicates import check_duplicates, places
@@ -634,7 +634,7 @@ def audit_page(
 ) -> Path:
     "Write audit.html (the table, and a picture of each finding), findings.csv and run.json"
     n = f.to_df().severity.value_counts()
-    page = Page(f'Audit of {f.name}', f"{n.get('error', 0)} errors, {n.get('warning', 0)} warnings, {n.get('note', 0)} notes")
+    page = Page(f'Audit of {f.name}', ', '.join(f"{n.get(k, 0)} {k}{'s'*(n.get(k, 0) != 1)}" for k in SEVERITIES))
     page.text('An **error** must be mended before training, a **warning** looked at, a **note** known. A program finds that something tells the classes apart; whether it belongs to the disease a person must say.')
     page.table(f.to_df()[['severity', 'check', 'what', 'todo', 'n']].rename(columns=dict(what='what was found', todo='what to do', n='items'))) if len(f) else page.text('Nothing was found. That is no proof: see what each check cannot know.')
     for o in f:
