@@ -633,7 +633,7 @@ def audit_page(
     seed=0,
 ) -> Path:
     "Write audit.html (the table, and a picture of each finding), findings.csv and run.json"
-    n = f.to_df().severity.value_counts()
+    n = f.to_df().severity.value_counts().to_dict()
     page = Page(f'Audit of {f.name}', ', '.join(f"{n.get(k, 0)} {k}{'s'*(n.get(k, 0) != 1)}" for k in SEVERITIES))
     page.text('An **error** must be mended before training, a **warning** looked at, a **note** known. A program finds that something tells the classes apart; whether it belongs to the disease a person must say.')
     page.table(f.to_df()[['severity', 'check', 'what', 'todo', 'n']].rename(columns=dict(what='what was found', todo='what to do', n='items'))) if len(f) else page.text('Nothing was found. That is no proof: see what each check cannot know.')
