@@ -7,9 +7,9 @@ __all__ = ['SPLIT_COLORS', 'AT_MOST', 'RULE', 'MEASURED', 'RED', 'BINS', 'HU', '
            'overview_page', 'known_as', 'origin', 'groups', 'draw', 'header', 'item_names', 'label_words',
            'picture_table', 'thinned', 'picture', 'greys', 'coarse', 'mixed', 'ridge', 'height', 'plot_ridges',
            'plot_counts', 'thumb', 'strip', 'some_of', 'plot_montage', 'some', 'file_notes', 'class_notes', 'span',
-           'picture_facts', 'how_many', 'look_at', 'picture_figures', 'plot_numbers', 'explore_images', 'hollow',
-           'volume_header', 'volume_table', 'outliers', 'stands_out', 'several_kinds', 'odd_ones', 'name_points',
-           'scatter', 'plot_sizes', 'draw_plane', 'label_legend', 'plot_planes', 'read_case', 'plot_cases', 'scale_of',
+           'picture_facts', 'how_many', 'look_at', 'picture_figures', 'plot_numbers', 'explore_images', 'volume_header',
+           'volume_table', 'outliers', 'stands_out', 'several_kinds', 'odd_ones', 'name_points', 'scatter',
+           'plot_sizes', 'draw_plane', 'label_legend', 'plot_planes', 'read_case', 'plot_cases', 'scale_of',
            'voxel_row', 'in_budget', 'read_voxels', 'volume_notes', 'label_counts', 'volume_facts', 'volume_figures',
            'label_figures', 'explore_volumes', 'absent', 'located', 'loose_volumes', 'dicom_volumes', 'holds_dicom',
            'opened', 'explore']
@@ -36,7 +36,7 @@ from .results import figure_uri, table_html
 from .images import BROKEN, ImageSet, fit, flat_view, form_of, open_images, read_image, strata
 from .pages import INK, LABEL_COLORS, MUTED, PLANES, TRAIN, VALID, Page, outline, scale_bar, show_plane, side_letters, tidy, widest
 from .plan import fmt, is_ct
-from .volumes import UNREADABLE, Case, VolumeSet, frames_of, is_dicom, load_dicom, open_volumes, read_mask, read_volume, spacing_fault, stem
+from .volumes import UNREADABLE, Case, VolumeSet, frames_of, hollow, is_dicom, load_dicom, open_volumes, read_mask, read_volume, spacing_fault, stem
 
 # %% ../nbs/50_explore.ipynb #0cd711ab
 @dataclass
@@ -378,11 +378,6 @@ def explore_images(
     return Overview(s.name, picture_facts(s, df, low, high), s.counts().T.loc[:,splits], df, notes, picture_figures(s, dens, splits, len(rows)))
 
 # %% ../nbs/50_explore.ipynb #ff9c0eab
-def hollow(img, path) -> bool:
-    "Whether a NIfTI file cannot hold the voxels that its header declares: deflate packs 1032 bytes into one at best"
-    name = str(path).lower(); declared = np.prod(img.shape, dtype=float)*img.get_data_dtype().itemsize
-    return name.endswith(('.nii', '.nii.gz')) and declared > os.path.getsize(path)*(1032 if name.endswith('.gz') else 1)
-
 def volume_header(case:Case) -> dict:
     "Voxels and spacing (mm) along x, y, z in RAS order, orientation of the file, frames and type; or the problem"
     try:

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['UNREADABLE', 'SCAN', 'Case', 'VolumeSet', 'stem', 'read_dataset_json', 'frames_of', 'with_frame', 'open_volumes',
-           'Volume', 'spacing_fault', 'load_nifti', 'is_dicom', 'series_files', 'slice_positions', 'first_tag',
-           'load_dicom', 'load_image', 'to_ras', 'pick_frame', 'read_volume', 'same_grid', 'read_mask', 'Memo',
-           'digest', 'content', 'case_content', 'foreground', 'scan_case', 'known_row', 'spacing_faults', 'refuse',
-           'check_labels', 'scan', 'grid_shape', 'resize', 'thick_axis', 'zscore', 'check_norm', 'normalise', 'prepare',
-           'own_order', 'mask_image', 'made_here', 'free_for_mask', 'write_mask', 'show_planes']
+           'Volume', 'spacing_fault', 'hollow', 'load_nifti', 'is_dicom', 'series_files', 'slice_positions',
+           'first_tag', 'load_dicom', 'load_image', 'to_ras', 'pick_frame', 'read_volume', 'same_grid', 'read_mask',
+           'Memo', 'digest', 'content', 'case_content', 'foreground', 'scan_case', 'known_row', 'spacing_faults',
+           'refuse', 'check_labels', 'scan', 'grid_shape', 'resize', 'thick_axis', 'zscore', 'check_norm', 'normalise',
+           'prepare', 'own_order', 'mask_image', 'made_here', 'free_for_mask', 'write_mask', 'show_planes']
 
 # %% ../nbs/04_volumes.ipynb #91878506
 import hashlib, json, nibabel as nib, numpy as np, os, pandas as pd, SimpleITK as sitk, time, torch, torch.nn.functional as F, zlib
@@ -113,6 +113,11 @@ def spacing_fault(img) -> bool:
     if not isinstance(img.header, nib.analyze.AnalyzeHeader) or img.header.get('sform_code', 0) > 0: return False
     with img.file_map.get('header', img.file_map['image']).get_prepare_fileobj('rb') as f: return bool((type(img.header).from_fileobj(f, check=False)['pixdim'][1:4] <= 0).any())
 
+def hollow(img, path) -> bool:
+    "Whether a NIfTI file cannot hold the voxels that its header declares: deflate packs 1032 bytes into one at best"
+    name = str(path).lower(); declared = np.prod(img.shape, dtype=float)*img.get_data_dtype().itemsize
+    return name.endswith(('.nii', '.nii.gz')) and declared > os.path.getsize(path)*(1032 if name.endswith('.gz') else 1)
+
 # %% ../nbs/04_volumes.ipynb #f708dc28
 def load_nifti(path):
     "nibabel's image, its data in memory; one sentence where the file cannot be read"
@@ -120,6 +125,7 @@ def load_nifti(path):
     if not path.exists(): raise MedkitError(f'{path} does not exist: check the name, or the "training" list in dataset.json')
     try:
         img = nib.load(path)
+        if hollow(img, path): raise EOFError   # before room for it is asked for
         img.get_fdata(dtype=np.float32); bad = spacing_fault(img)
     except UNREADABLE as e:
         raise MedkitError(f'{path} cannot be read as a NIfTI volume ({type(e).__name__}): it may be truncated or of another kind, copy it again') from e
