@@ -92,7 +92,7 @@ def result_html(r) -> str:
 @dataclass
 class Result:
     "What an evaluation found"
-    kind:str                                    # 'classes', 'labels', 'numbers' or 'masks'
+    kind:str                                    # What was judged: 'classes', 'labels', 'numbers', 'masks' or 'explanations'
     table:pd.DataFrame                          # metric, (label,) value, low, high, n
     per_class:pd.DataFrame=None                 # one row a class
     per_case:pd.DataFrame=None                  # one row a case and label
