@@ -6,8 +6,8 @@
 __all__ = ['INK', 'MUTED', 'TRAIN', 'VALID', 'LABEL_COLORS', 'EDGE', 'PLANES', 'CSS', 'WARN', 'tidy', 'plot_curves', 'confusion',
            'plot_confusion', 'plot_per_class', 'widest', 'show_plane', 'outline', 'side_letters', 'scale_bar',
            'draw_planes', 'plane_figure', 'overlay_legend', 'one_grid', 'plot_overlay', 'draw_scores', 'plot_scores',
-           'md_html', 'page_html', 'figure_html', 'Page', 'table_md', 'page_md', 'card_html', 'add_result',
-           'write_report', 'pick_cases', 'overlays', 'report_masks']
+           'md_html', 'md_plain', 'page_html', 'figure_html', 'Page', 'table_md', 'page_md', 'card_html', 'add_result',
+           'section_records', 'write_report', 'pick_cases', 'overlays', 'report_masks']
 
 # %% ../nbs/31_pages.ipynb #18a80683
 import html, json, math, re
@@ -228,7 +228,7 @@ def plot_scores(
     fig.get_layout_engine().set(wspace=.06)
     return fig
 
-# %% ../nbs/31_pages.ipynb #4b4a654a
+# %% ../nbs/31_pages.ipynb #7f5c2b02
 def md_html(
     text, # Paragraphs, `## headings`, `- bullets`, **bold** and `code`
 ) -> str:
@@ -240,6 +240,12 @@ def md_html(
         if all(l.startswith('- ') for l in lines): return '<ul>' + ''.join(f'<li>{inline(l[2:])}</li>' for l in lines) + '</ul>'
         return f'<p>{inline(" ".join(lines))}</p>'
     return ''.join(block(b) for b in re.split(r'\n\s*\n', str(text)) if b.strip())
+
+def md_plain(
+    text, # A name, a sentence: no Markdown
+) -> str:
+    "Text that Markdown shows as it is, on one line: its tags, stars, links and bars are escaped"
+    return re.sub(r'([\\`*\[\]|])', r'\\\1', html.escape(' '.join(str(text).split()), quote=False))
 
 # %% ../nbs/31_pages.ipynb #23334246
 CSS = '''
@@ -292,13 +298,13 @@ def figure_html(png, caption) -> str:
     "A figure (PNG) with its caption (HTML) below, and as the text for who cannot see it"
     return f'<figure><img src="{png_uri(png)}" alt="{caption or "figure"}"><figcaption>{caption}</figcaption></figure>'
 
-# %% ../nbs/31_pages.ipynb #dfd6fff6
+# %% ../nbs/31_pages.ipynb #6f516463
 class Page:
     "A self-contained page: add text, tables, figures and results in order, then `save` it as HTML or as Markdown"
     def __init__(self, title, subtitle=''): self.title,self.subtitle,self.parts,self.marks = title,subtitle,[],[]
     def _add(self, part, mark=''): self.parts.append(part); self.marks.append(mark); return self
-    def text(self, md): return self._add(md_html(md), str(md))
-    def note(self, text, kind=''): return self._add(f'<div class="note {kind}">{html.escape(text)}</div>', f'> {text}')
+    def text(self, md): return self._add(md_html(md), html.escape(str(md), quote=False))
+    def note(self, text, kind=''): return self._add(f'<div class="note {kind}">{html.escape(text)}</div>', f'> {md_plain(text)}')
     def table(self, df): return self._add(f'<div class="scroll">{table_html(df)}</div>', table_md(df))
     def fold(self, summary, inner): return self._add(f'<details><summary>{html.escape(summary)}</summary>{inner}</details>')
     def figure(self, fig, caption=''):
@@ -320,7 +326,7 @@ def section(self:Page,
         else: self.text(o) if isinstance(o, str) else self.table(o)
     return self
 
-# %% ../nbs/31_pages.ipynb #cd3ed1b1
+# %% ../nbs/31_pages.ipynb #fbe6824c
 def table_md(
     df, # Columns x, x_low and x_high (or value, low, high) become one
 ) -> str:
@@ -328,12 +334,12 @@ def table_md(
     cis = ci_columns(df)
     cols = [c for c in df.columns if c not in {e for pair in cis.values() for e in pair}]
     def text(v, low=None, high=None):
-        s = '–' if pd.isna(v) else f'{v:.3f}' if isinstance(v, (float, np.floating)) else str(v).replace('|', '\\|').replace('\n', ' ')
-        return s if low is None or pd.isna(low) or pd.isna(v) else f'{s} ({low:.3f} to {high:.3f})'
-    rows = [cols, ['---']*len(cols), *([text(r[c], *(r[e] for e in cis.get(c, ()))) for c in cols] for r in df.to_dict('records'))]
-    return '\n'.join('| ' + ' | '.join(map(str, r)) + ' |' for r in rows)
+        s = '–' if pd.isna(v) else f'{v:.3f}' if isinstance(v, (float, np.floating)) else md_plain(v)
+        return s if low is None or pd.isna(v) else f'{s} (no interval)' if pd.isna(low) or pd.isna(high) else f'{s} ({low:.3f} to {high:.3f})'
+    rows = [map(md_plain, cols), ['---']*len(cols), *([text(r[c], *(r[e] for e in cis.get(c, ()))) for c in cols] for r in df.to_dict('records'))]
+    return '\n'.join('| ' + ' | '.join(r) + ' |' for r in rows)
 
-# %% ../nbs/31_pages.ipynb #3ce47364
+# %% ../nbs/31_pages.ipynb #1dcc10a3
 def page_md(
     page:Page,
     pictures, # Name of the folder of the pictures, as the text shall call it
@@ -341,8 +347,8 @@ def page_md(
     "A page as Markdown; what is folded away in HTML is left out"
     pngs = {f'{i}.png': m for i, m in enumerate((m for m in page.marks if isinstance(m, tuple)), 1)}
     names = iter(pngs)
-    blocks = [f'![{m[1]}]({pictures}/{next(names)})\n\n*{m[1]}*' if isinstance(m, tuple) else m for m in page.marks if m]
-    head = [f'# {page.title}', *([page.subtitle] if page.subtitle else [])]
+    blocks = [f'![{md_plain(m[1])}]({pictures}/{next(names)})\n\n*{md_plain(m[1])}*' if isinstance(m, tuple) else m for m in page.marks if m]
+    head = [f'# {md_plain(page.title)}', *([md_plain(page.subtitle)] if page.subtitle else [])]
     return '\n\n'.join(head + blocks + ['Made with medkit. For teaching and research, not for clinical use.']) + '\n', {k: p for k, (p, _) in pngs.items()}
 
 @patch
@@ -387,7 +393,13 @@ def add_result(
     what, detail = dict(classes='class', labels='label').get(r.kind, 'case'), f'<div class="scroll">{table_html(readable(r.detail))}</div>'
     return page.text(f'### Per {what}')._add(detail, table_md(readable(r.detail))) if len(r.detail) <= 30 else page.fold(f'Per {what}: {len(r.detail)} rows', detail)
 
-# %% ../nbs/31_pages.ipynb #5350501e
+# %% ../nbs/31_pages.ipynb #83ca310a
+def section_records(
+    sections, # (title, parts), see `Page.section`
+) -> list:
+    "What a program reads of sections: title, sentences, and each table as rows"
+    return [dict(title=title, text=[o for o in parts if isinstance(o, str)], tables=[o.to_dict('records') for o in parts if isinstance(o, pd.DataFrame)]) for title, parts in sections]
+
 def write_report(
     result:Result,
     folder,       # Where; made if need be
@@ -401,7 +413,7 @@ def write_report(
     seed = '' if record['seed'] is None else f" · seed {record['seed']}"
     page = add_result(Page(title, f"{record['time'][:10]} · {record['device']}{seed}").text(text), result)
     for o in sections: page.section(*o)
-    save_json(result.to_dict(), folder/'metrics.json'); save_json(record, folder/'run.json')
+    save_json(result.to_dict() | dict(sections=section_records(sections)), folder/'metrics.json'); save_json(record, folder/'run.json')
     page.record(record).save(folder/'report.md')
     return page.save(folder/'report.html')
 
