@@ -6,36 +6,38 @@
 __all__ = ['CLASS_METRICS', 'METRIC_ENDS', 'LOWER_IS_BETTER', 'METHODS', 'TABLE_ROWS', 'check_predictions', 'f1_estimate',
            'pr_auc_estimate', 'score_class', 'ratio_influence', 'correlation', 'agreement', 'kappa_distance',
            'kappa_influence', 'kappa_estimate', 'mcc', 'mcc_influence', 'mcc_estimate', 'brier_parts', 'brier_estimate',
-           'against_lazy', 'class_notes', 'draw_counts', 'resamples', 'class_counts', 'recalls', 'f1s', 'weighted_auc',
-           'aucs', 'class_mean', 'pr_aucs', 'metric_ends', 'class_number', 'class_metric', 'group_note', 'parts_of',
-           'class_influences', 'class_means', 'evaluate_classes', 'evaluate_ordinal', 'check_labels', 'label_means',
-           'evaluate_labels', 'boot_mean', 'evaluate_numbers', 'check_trainings', 'wander', 'metric_influence',
-           'metric_freedom', 'metric_estimate', 'score_probs', 'paired_spread', 'compare_probs', 'pick_dl',
-           'class_probs']
+           'coin_p', 'against_lazy', 'class_notes', 'draw_counts', 'resamples', 'class_counts', 'recalls', 'f1s',
+           'weighted_auc', 'aucs', 'class_mean', 'pr_aucs', 'metric_ends', 'class_number', 'class_metric', 'group_note',
+           'parts_of', 'class_influences', 'class_means', 'evaluate_classes', 'evaluate_ordinal', 'check_labels',
+           'label_means', 'evaluate_labels', 'boot_mean', 'evaluate_numbers', 'check_trainings', 'wander',
+           'metric_influence', 'metric_freedom', 'metric_estimate', 'score_probs', 'paired_spread', 'compare_probs',
+           'pick_dl', 'class_probs']
 
 # %% ../nbs/30_evaluate.ipynb #2b705a46
 import math
 
-# %% ../nbs/30_evaluate.ipynb #c94f1451
+# %% ../nbs/30_evaluate.ipynb #4aaba442
 import numpy as np, pandas as pd
-from scipy.stats import binomtest
+from scipy.stats import binom
 
-# %% ../nbs/30_evaluate.ipynb #aa38308f
+# %% ../nbs/30_evaluate.ipynb #d1bbee05
 from .core import MedkitError, choose
-from .intervals import Comparison, Estimate, ap_influence, around, auc_estimate, auc_influence, average_precision, bounded, freedom, group_codes, group_sums, mean_ci, mean_influence, mean_of_parts, over, rate, score_interval, standard_error, to_np
+from .intervals import Comparison, Estimate, ap_influence, around, auc_estimate, auc_influence, average_precision, bounded, floats, freedom, group_codes, group_sums, mean_ci, mean_influence, mean_of_parts, over, rate, score_interval, standard_error, to_np
 from .results import Result
 
-# %% ../nbs/30_evaluate.ipynb #24aa2f0a
-def check_predictions(probs, targs, vocab):
+# %% ../nbs/30_evaluate.ipynb #6633d85f
+def check_predictions(probs, targs, vocab=None):
     "`probs` (n,c) and `targs` (n,) as arrays, or a `MedkitError` that names the first thing wrong"
-    p, t = to_np(probs).astype(float), to_np(targs)
+    p, t = floats(probs, 'probs'), to_np(targs)
+    if p.ndim == 1: raise MedkitError(f'probs has shape {p.shape}, one number an image: two columns are needed; of the scores s of the second class make np.c_[1-s, s]')
     if p.ndim != 2 or p.shape[1] < 2: raise MedkitError(f'probs has shape {p.shape}: one row an image and one column a class, at least two, are needed')
     n, c = p.shape
     if not n or t.shape != (n,): raise MedkitError(f'probs has {n} rows and targs has shape {t.shape}: give one true class index for each of at least one row')
-    if len(vocab) != c: raise MedkitError(f'probs has {c} columns and vocab {len(vocab)} names: give one name a column')
+    if vocab is not None and len(vocab) != c: raise MedkitError(f'probs has {c} columns and vocab {len(vocab)} names: give one name a column')
     if (bad := np.flatnonzero(~np.isfinite(p).all(1))).size: raise MedkitError(f'probs holds NaN or infinity in {bad.size} rows, the first is {bad[0]}: look at that image and at the loss')
     if (bad := np.flatnonzero((np.abs(p.sum(1)-1) > .01) | (p < 0).any(1))).size:
         raise MedkitError(f'Row {bad[0]} of probs sums to {p[bad[0]].sum():.3f} (smallest {p[bad[0]].min():.3f}): give probabilities that sum to 1, the softmax of the logits')
+    if t.dtype.kind in 'US': raise MedkitError(f'targs[0] is the text {str(t[0])!r}: true classes are whole numbers from 0 to {c-1}, the positions in vocab')
     if (bad := np.flatnonzero(~np.isin(t, np.arange(c)))).size: raise MedkitError(f'targs[{bad[0]}] is {t[bad[0]]}: true classes are whole numbers from 0 to {c-1}')
     return p, t.astype(int)
 
@@ -135,19 +137,34 @@ def brier_estimate(p, t, codes=None) -> Estimate:
     d = brier_parts(p, t)
     return bounded(d.mean(), mean_influence(d), len(d), codes, (0, 1 if p.shape[1] == 2 else 2))
 
-# %% ../nbs/30_evaluate.ipynb #8061bee0
-def against_lazy(
-    right, # (n,) bool: the model is right
-    lazy,  # (n,) bool: the image is of the most frequent class
-    name,  # That class
-) -> str:
-    "Whether the model beats the laziest one, as a sentence (McNemar's exact test)"
-    gained, lost = int((right & ~lazy).sum()), int((~right & lazy).sum())
-    p = binomtest(gained, gained+lost).pvalue if gained+lost else 1.
-    verdict = 'Not distinguishable from' if p >= .05 else 'Better than' if gained > lost else 'Worse than'
-    return f"{verdict} always calling {name}: images gained {gained}, lost {lost} (McNemar, p {'< 0.001' if p < .001 else f'= {p:.3f}'})."
+# %% ../nbs/30_evaluate.ipynb #4e4b2bd0
+def coin_p(
+    net, # Whole numbers: what each case or patient gained, less what it lost
+) -> float:
+    "Exact p of a sum as far from 0, were each sign a coin (Fisher, 1935); McNemar's where all are 1 or -1"
+    net = np.asarray(net).astype(int)
+    chance = np.ones(1)  # of each sum that k coins can give
+    for k, coins in zip(*np.unique(np.abs(net[net != 0]), return_counts=True)):
+        heads = np.zeros(2*k*coins + 1)
+        heads[::2*k] = binom.pmf(np.arange(coins + 1), coins, .5)
+        chance = np.convolve(chance, heads)
+    sums = np.arange(len(chance)) - len(chance)//2
+    return float(min(chance[np.abs(sums) >= abs(net.sum())].sum(), 1))
 
-# %% ../nbs/30_evaluate.ipynb #c85bc13e
+def against_lazy(
+    right,      # (n,) bool: the model is right
+    lazy,       # (n,) bool: the image is of the most frequent class
+    name,       # That class
+    codes=None, # From `group_codes`
+) -> str:
+    "Whether the model beats the laziest one, as a sentence (McNemar's exact test, by patient where there are patients)"
+    gained, lost = int((right & ~lazy).sum()), int((~right & lazy).sum())
+    p = coin_p(group_sums(right*1 - lazy, codes))
+    verdict = 'Not distinguishable from' if p >= .05 else 'Better than' if gained > lost else 'Worse than'
+    test = 'McNemar' if codes is None else 'McNemar by patient'
+    return f"{verdict} always calling {name}: images gained {gained}, lost {lost} ({test}, p {'< 0.001' if p < .001 else f'= {p:.3f}'})."
+
+# %% ../nbs/30_evaluate.ipynb #45831780
 def class_notes(pc) -> list:
     "The sentences that belong beside the per-class table `pc`"
     few, none, lone, mute = (pc.loc[m, 'class'].tolist() for m in (pc.n.between(1, 29), pc.n == 0, pc.n == 1, (pc.called == 0) & (pc.n > 0)))
@@ -156,10 +173,11 @@ def class_notes(pc) -> list:
     if lone: notes.append(f"One image only of {', '.join(lone)}: its AUC has no interval, and neither has the macro AUC.")
     if none: notes.append(f"No image of {', '.join(none)}: left out of the means over classes.")
     if mute: notes.append(f"Never called: {', '.join(mute)}. Precision is not defined there.")
-    if (pc.n > 0).sum() == 1: notes.append('All images are of one class: AUC needs two, and balanced accuracy is the sensitivity of that one.')
+    if (pc.n > 0).sum() == 1: notes.append('All images are of one class: AUC and MCC need two, and balanced accuracy is the sensitivity of that one.')
+    elif (pc.called > 0).sum() == 1: notes.append('All images are called the same: MCC is 0/0 then and has no value (scikit-learn puts 0).')
     return notes
 
-# %% ../nbs/30_evaluate.ipynb #767c5d4a
+# %% ../nbs/30_evaluate.ipynb #3ce5be9f
 def draw_counts(
     n,          # Cases
     n_boot,     # Resamples
@@ -167,6 +185,7 @@ def draw_counts(
     codes=None, # From `group_codes`: whole groups are drawn
 ) -> np.ndarray:
     "How often each case is in each bootstrap resample, (n_boot, n)"
+    if not n_boot >= 1: raise MedkitError(f'n_boot = {n_boot}: give a number of resamples, as 2000')
     g = n if codes is None else codes.max() + 1
     drawn = np.random.default_rng(seed).multinomial(g, np.full(g, 1/g), n_boot).astype(np.float32)
     return drawn if codes is None else drawn[:, codes]
@@ -274,21 +293,22 @@ def class_means(p, t, pc, codes=None) -> dict:
     return {'balanced accuracy': mean('sensitivity'), 'macro F1': mean('f1'), 'AUC, macro one-vs-rest': mean('auc'), 'AUC, weighted one-vs-rest': mean('auc', n),
             'PR AUC, macro one-vs-rest': mean('pr_auc'), 'PR AUC, weighted one-vs-rest': mean('pr_auc', n)}
 
-# %% ../nbs/30_evaluate.ipynb #b0c5b633
+# %% ../nbs/30_evaluate.ipynb #81df5899
 def evaluate_classes(
     probs,       # (n,c) probabilities, tensor or array
     targs,       # (n,) true class indices
-    vocab,       # The c class names
+    vocab=None,  # The c class names; their numbers when absent
     groups=None, # (n,) patient of each image, where there are several of one: the intervals then count patients
 ) -> Result:
     "Accuracy, balanced accuracy, F1, ROC and PR AUC, kappa, MCC, Brier, and the numbers per class, each with n and a 95 % interval"
     p, t = check_predictions(probs, targs, vocab)
+    vocab = range(p.shape[1]) if vocab is None else vocab
     q, codes = p.argmax(1), group_codes(groups, len(t))
     pc = pd.DataFrame([score_class(name, t == c, q == c, p[:, c], codes) for c, name in enumerate(vocab)])
     all_, usual = np.ones(len(t), bool), t == pc.n.argmax()
     rows = {'accuracy': rate(q == t, all_, codes), 'majority-class accuracy': rate(usual, all_, codes), **class_means(p, t, pc, codes),
             'kappa': kappa_estimate(q, t, kappa_distance(len(vocab)), codes), 'MCC': mcc_estimate(q, t, len(vocab), codes), 'Brier score': brier_estimate(p, t, codes)}
-    notes = [against_lazy(q == t, usual, vocab[pc.n.argmax()])] + class_notes(pc) + group_note(codes) + [METHODS]
+    notes = [against_lazy(q == t, usual, vocab[pc.n.argmax()], codes)] + class_notes(pc) + group_note(codes) + [METHODS]
     return Result('classes', pd.DataFrame([dict(metric=k, **e._asdict()) for k, e in rows.items()]), per_class=pc, notes=notes)
 
 # %% ../nbs/30_evaluate.ipynb #03e989f7
@@ -306,10 +326,10 @@ def evaluate_ordinal(
     r.table = pd.concat([pd.DataFrame([dict(metric=k, **e._asdict()) for k, e in rows.items()]), r.table], ignore_index=True)
     return r
 
-# %% ../nbs/30_evaluate.ipynb #2d69961c
+# %% ../nbs/30_evaluate.ipynb #a5633970
 def check_labels(probs, targs, vocab):
     "`probs` and `targs` (n,k) as arrays, or a `MedkitError` that names the first thing wrong"
-    p, t = to_np(probs).astype(float), to_np(targs)
+    p, t = floats(probs, 'probs'), to_np(targs)
     if p.ndim != 2 or not len(p) or p.shape != t.shape: raise MedkitError(f'probs has shape {p.shape} and targs {t.shape}: give one row a picture and one column a label on both sides')
     if len(vocab) != p.shape[1]: raise MedkitError(f'probs has {p.shape[1]} columns and vocab {len(vocab)} names: give one name a column')
     if (bad := np.argwhere(~((p >= 0) & (p <= 1)))).size: raise MedkitError(f'probs[{bad[0][0]}] holds {p[tuple(bad[0])]}: give probabilities from 0 to 1, the sigmoid of the logits')
@@ -348,7 +368,7 @@ def boot_mean(f, n, seed=0, n_boot=2000) -> Estimate:
     "A function of mean weights over cases, (b,n) -> (b,), with the bootstrap's interval"
     return Estimate(*around(f(np.full((1, n), 1/n))[0], f(draw_counts(n, n_boot, seed)/n) - f(np.full((1, n), 1/n))[0], n))
 
-# %% ../nbs/30_evaluate.ipynb #f1a864a2
+# %% ../nbs/30_evaluate.ipynb #4edecb6d
 def evaluate_numbers(
     preds,        # (n,) or (n,1)
     targs,        # The same shape
@@ -356,7 +376,7 @@ def evaluate_numbers(
     lazy=None,    # What the laziest model always says: the mean of the training set; that of these cases unless told
 ) -> Result:
     "MAE, RMSE, R², mean error, and the MAE of always saying the mean, each with n and a 95 % interval"
-    p, t = (to_np(x).astype(float).ravel() for x in (preds, targs))
+    p, t = (floats(x, k).ravel() for x, k in ((preds, 'preds'), (targs, 'targs')))
     if p.shape != t.shape or not len(p): raise MedkitError(f'{len(p)} predictions came with {len(t)} true numbers: give one for each case')
     if not (np.isfinite(p) & np.isfinite(t)).all(): raise MedkitError(f'Case {np.flatnonzero(~(np.isfinite(p) & np.isfinite(t)))[0]} is not a finite number: look at that picture and at the loss')
     e, always = p - t, np.abs(t - (t.mean() if lazy is None else lazy))
@@ -366,12 +386,12 @@ def evaluate_numbers(
     return Result('numbers', pd.DataFrame([dict(metric=head(k), **x._asdict()) for k, x in rows.items()]), per_case=pd.DataFrame(dict(case=range(len(t)), true=t, predicted=p, error=e)),
                   notes=['95 % intervals: bootstrap over cases.'])
 
-# %% ../nbs/30_evaluate.ipynb #43654893
+# %% ../nbs/30_evaluate.ipynb #07419191
 def check_trainings(probs, targs):
     "Probabilities (n,c) or (seeds,n,c) as an array (seeds,n,c), each looked at by `check_predictions`; and the classes"
-    p = to_np(probs)
-    if p.ndim not in (2, 3) or not len(p): raise MedkitError(f'probs has shape {p.shape}: give (n,c), or (seeds,n,c) for several trainings')
-    both = [check_predictions(q, targs, range(p.shape[-1])) for q in (p if p.ndim == 3 else p[None])]
+    p = floats(probs, 'probs')
+    if p.ndim not in (1, 2, 3) or not len(p): raise MedkitError(f'probs has shape {p.shape}: give (n,c), or (seeds,n,c) for several trainings')
+    both = [check_predictions(q, targs) for q in (p if p.ndim == 3 else [p])]
     return np.stack([q for q, _ in both]), both[0][1]
 
 # %% ../nbs/30_evaluate.ipynb #e27f6e31
@@ -452,7 +472,7 @@ def paired_spread(a, b, targs, metric, seed, n_boot, codes):
     (x, dx), (y, dy) = (wander(f, o, t, counts, rng) for o in (p, q))
     return x - y, dx - dy, metric_freedom(metric, [p, q], t, codes)
 
-# %% ../nbs/30_evaluate.ipynb #1d15564a
+# %% ../nbs/30_evaluate.ipynb #573688ec
 def compare_probs(
     a,                 # Probabilities (n,c), or (seeds,n,c) of several trainings
     b,                 # The baseline's for the same cases in the same order; its number of seeds may differ
@@ -463,23 +483,27 @@ def compare_probs(
     groups=None,       # Patient of each case: then whole patients are drawn
 ) -> Comparison:
     "Is `a` better than `b`? Paired bootstrap over cases, and over trainings where there are several"
-    codes = group_codes(groups, len(targs))
-    value, off, df = paired_spread(a, b, targs, metric, seed, n_boot, codes)
-    d = around(value, off, len(targs), None if codes is None else codes.max() + 1, df)
+    a, t = check_trainings(a, targs)
+    codes = group_codes(groups, len(t))
+    value, off, df = paired_spread(a, b, t, metric, seed, n_boot, codes)
+    d = around(value, off, len(t), None if codes is None else codes.max() + 1, df)
     gain = (d[1] > 0) - (d[2] < 0)
     return Comparison(*d, {0: 'not distinguishable', 1: 'better', -1: 'worse'}[-gain if metric in LOWER_IS_BETTER else gain])
 
-# %% ../nbs/30_evaluate.ipynb #15d87235
+# %% ../nbs/30_evaluate.ipynb #d17e0e81
 def pick_dl(learn, dl=None):
     "The loader to report on, and what to say of it"
     if dl is not None: return dl, 'On the loader that was given.'
+    own = getattr(learn.dls, 'set', None)
+    if getattr(own, 'name', '') == 'saved' and len(own) == 2: raise MedkitError('This learner has no pictures to judge it on (a loaded model brings none): give dl, or learn.dls = image_dls(...) first')
     if len(learn.dls.loaders) > 2: return learn.dls[2], 'On the test set, which took no part in training or in choices.'
     return learn.dls.valid, 'On the validation set: it was chosen on, so these numbers are optimistic.'
 
-# %% ../nbs/30_evaluate.ipynb #6a887824
+# %% ../nbs/30_evaluate.ipynb #3e5a2ff2
 def class_probs(learn, dl):
     "Probabilities (n,c) and true classes (n,) of a classifier"
     act = getattr(learn.loss_func, 'activation', None) or (lambda x: x.softmax(1))
     p, t = learn.get_preds(dl=dl, act=lambda x: act(x.float()), reorder=False)
+    if t is None: raise MedkitError('The loader has pictures without labels: there is no truth to judge the answers by')
     if p.ndim != 2: raise MedkitError(f'This learner predicts shape {tuple(p.shape)}: report wants a classifier with (n, classes), or a learner of segmenter')
     return to_np(p), to_np(t)
