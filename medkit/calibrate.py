@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['BINS', 'KINDS', 'TINY', 'EDGE', 'HOWS', 'check_truth', 'claims', 'bin_of', 'reliability', 'draw_reliability',
            'reliability_figure', 'gaps', 'plain_ece', 'drawn_labels', 'chance_ece', 'resampled', 'without_chance',
-           'ece', 'brier_parts', 'fit_temperature', 'fit_platt', 'fit_isotonic', 'Calibration', 'tempered', 'map_one',
-           'as_calibration', 'fit_notes', 'fit_calibration', 'case_scores', 'ece_change', 'before_after', 'Calibrated',
-           'calibrate']
+           'ece_estimate', 'ece', 'brier_join', 'brier_parts', 'fit_temperature', 'fit_platt', 'fit_isotonic',
+           'Calibration', 'tempered', 'map_one', 'as_calibration', 'fit_notes', 'fit_calibration', 'case_scores',
+           'mean_estimate', 'score_estimate', 'ece_change', 'verdict_of', 'before_after', 'Calibrated', 'calibrate']
 
 # %% ../nbs/55_calibrate.ipynb #00ee5e72
 import html, json
@@ -22,12 +22,12 @@ from scipy.special import expit, logit, softmax
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-# %% ../nbs/55_calibrate.ipynb #5b9ada28
+# %% ../nbs/55_calibrate.ipynb #1523d3b2
 from .core import MedkitError, choose, save_json
 from .classify import NUMBER
-from .intervals import Estimate, boot_tails, compare_means, mean_ci, share, to_np
+from .intervals import Estimate, around, bounded, boot_tails, freedom, group_codes, mean_influence, rate, to_np
 from .results import figure_uri, table_html
-from .evaluate import check_labels, check_predictions, class_probs, draw_counts, pick_dl
+from .evaluate import check_labels, check_predictions, class_probs, draw_counts, group_note, pick_dl
 from .pages import MUTED, VALID, tidy
 
 # %% ../nbs/55_calibrate.ipynb #fffe72eb
@@ -59,23 +59,26 @@ def bin_of(
     edges = np.quantile(x, np.linspace(0, 1, bins+1)) if choose(equal, BINS, 'kind of bins') == 'mass' else np.linspace(0, 1, bins+1)
     return np.searchsorted(edges[1:-1], x)
 
-# %% ../nbs/55_calibrate.ipynb #e34e4dac
+# %% ../nbs/55_calibrate.ipynb #e09c6aac
 def reliability(
     probs,        # (n,c) probabilities
     targs,        # (n,) true classes, or (n,c) labels of 0 and 1
     bins=10,
     equal='mass', # See `bin_of`
     of=None,      # Number of a class, see `claims`
+    groups=None,  # (n,) patient of each picture: the intervals then count patients
 ) -> pd.DataFrame:
     "A row a bin: mean confidence, share that was right (value) with Wilson's interval, n"
-    x, y = (a.ravel() for a in claims(*check_truth(probs, targs), of))
+    x, y = claims(*check_truth(probs, targs), of)
+    codes = None if groups is None else np.repeat(group_codes(groups, len(x)), x.shape[1])
+    x, y = x.ravel(), y.ravel()
     which = bin_of(x, min(bins, x.size), equal)
-    return pd.DataFrame([dict(confidence=x[which == b].mean(), **share(y[which == b].sum(), (which == b).sum())._asdict()) for b in np.unique(which)])
+    return pd.DataFrame([dict(confidence=x[which == b].mean(), **rate(y, which == b, codes)._asdict()) for b in np.unique(which)])
 
-# %% ../nbs/55_calibrate.ipynb #647a1441
-def draw_reliability(ax, below, probs, targs, title, bins, equal, of=None, name=''):
+# %% ../nbs/55_calibrate.ipynb #d58e8d51
+def draw_reliability(ax, below, probs, targs, title, bins, equal, of=None, name='', groups=None):
     "One model: points with intervals against the diagonal; the answers a bin in a panel below"
-    r = reliability(probs, targs, bins, equal, of)
+    r = reliability(probs, targs, bins, equal, of, groups)
     tidy(ax, title).plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=':')
     ax.vlines(r.confidence, r.low, r.high, color=VALID, linewidth=2, alpha=.45)
     ax.plot(r.confidence, r.value, 'o-', color=VALID, markersize=4.5, linewidth=1)
@@ -87,7 +90,7 @@ def draw_reliability(ax, below, probs, targs, title, bins, equal, of=None, name=
     per = f'{r.n.min()}' if r.n.min() == r.n.max() else f'{r.n.min()} to {r.n.max()}'
     below.set_xlabel(f"{'how sure it was' if of is None else f'probability of {name or of}'} ({len(r)} bins of {per})", color=MUTED, fontsize=9)
 
-# %% ../nbs/55_calibrate.ipynb #07ed65c6
+# %% ../nbs/55_calibrate.ipynb #3f750696
 def reliability_figure(
     probs,        # (n,c) probabilities; several as {'before': ..., 'after': ...}, and of other pictures as {'home': (probs, targs), 'away': ...}
     targs=None,   # (n,) true classes, or (n,c) labels of 0 and 1
@@ -95,12 +98,13 @@ def reliability_figure(
     equal='mass', # See `bin_of`
     of=None,      # Number of a class, to ask how often it was there at each probability of it: of two classes the right question
     name='',      # Of that class
+    groups=None,  # As in `reliability`, for pictures that all models share
 ) -> Figure:
     "How often answers of each confidence were right; on the dotted line a model is calibrated"
     many = {k: v if targs is None else (v, targs) for k, v in (probs if isinstance(probs, dict) else {'': probs}).items()}
     fig = Figure(figsize=(3.9*len(many)+.3, 3.9), layout='constrained')
     axs = fig.subplots(2, len(many), sharex=True, squeeze=False, height_ratios=(3.4, 1))
-    for (ax, below), (title, (q, t)) in zip(axs.T, many.items()): draw_reliability(ax, below, q, t, title, bins, equal, of, name)
+    for (ax, below), (title, (q, t)) in zip(axs.T, many.items()): draw_reliability(ax, below, q, t, title, bins, equal, of, name, groups)
     return fig
 
 # %% ../nbs/55_calibrate.ipynb #d3c96a11
@@ -150,50 +154,65 @@ def chance_ece(
     sims = [_ece(gaps(p, drawn_labels(p, t.ndim == 2, rng), min(bins, len(p)), equal, kind).mean(0)) for _ in range(n_sim)]
     return Estimate(float(np.mean(sims)), *np.quantile(sims, [.025, .975]).tolist(), len(p))
 
-# %% ../nbs/55_calibrate.ipynb #1faf94f6
+# %% ../nbs/55_calibrate.ipynb #d9be904b
 def resampled(
-    d,            # (n,...) a row a picture
-    n_boot=1000,  # In hundreds
+    arrays,       # Each (n,...), a row a picture
+    n_boot=1000,
     seed=0,
-):                # (n_boot,...)
-    "Mean of `d` in each bootstrap resample of the pictures; a hundred at a time, so that any n fits the memory"
-    flat = d.reshape(len(d), -1).astype(np.float32)
-    return np.concatenate([draw_counts(len(d), 100, [seed, i]) @ flat/len(d) for i in range(n_boot//100)]).reshape(-1, *d.shape[1:])
+    codes=None,   # From `group_codes`: whole patients are drawn
+) -> list:        # Each (n_boot,...)
+    "Mean of each array in the same bootstrap resamples of the pictures; a hundred at a time, so that any n fits the memory"
+    flat, parts = [a.reshape(len(a), -1).astype(np.float32) for a in arrays], []
+    for i, k in enumerate(np.diff([*range(0, n_boot, 100), n_boot])):
+        w = draw_counts(len(flat[0]), k, [seed, i], codes)
+        parts.append([w @ f/w.sum(1, keepdims=True) for f in flat])
+    return [np.concatenate(b).reshape(-1, *a.shape[1:]) for a, b in zip(arrays, zip(*parts))]
 
 def without_chance(
     mean,  # (curves, bins) mean gaps
     noise, # (b, curves, bins) how they move from resample to resample, mean 0
+    tails=(.025, .975), # Of the interval, see `boot_tails`
 ) -> tuple:
     "ECE without what chance adds, and the ends of its interval, by inverting a test"
     seen, factors = _ece(mean), np.linspace(0, 2, 41)
     sims = np.stack([_ece(f*mean + np.concatenate([noise, -noise])) for f in factors])
     def factor(curve): return 0. if curve[0] >= seen else np.interp(seen, np.maximum.accumulate(curve), factors)
-    return tuple(float(seen*factor(c)) for c in (sims.mean(1), *np.quantile(sims, [.975, .025], axis=1)))
+    return tuple(float(seen*factor(c)) for c in (sims.mean(1), *np.quantile(sims, tails[::-1], axis=1)))
 
-# %% ../nbs/55_calibrate.ipynb #9819b4d4
+# %% ../nbs/55_calibrate.ipynb #f4126f43
+def ece_estimate(
+    d,     # Of `gaps`
+    boot,  # Of `resampled`
+    codes, # From `group_codes`
+) -> Estimate:
+    "`without_chance`, and n; no interval for fewer than three pictures (or patients)"
+    mean, g = d.mean(0), len(d) if codes is None else codes.max() + 1
+    return Estimate(*without_chance(mean, boot - mean, boot_tails(g)) if g > 2 else (float(_ece(mean)), np.nan, np.nan), len(d))
+
 def ece(
     probs, targs,        # As in `reliability`
     bins=15, equal='mass', kind='top', # As in `plain_ece`
-    n_boot=500, seed=0,  # Of the bootstrap over pictures
+    n_boot=1000, seed=0, # Of the bootstrap over pictures
+    groups=None,         # (n,) patient of each picture: then whole patients are drawn
 ) -> Estimate:
     "Expected calibration error without what chance adds to it, with a 95 % interval (none for n < 3)"
     p, t = check_truth(probs, targs)
-    d = gaps(p, t, min(bins, len(p)), equal, kind)
-    mean = d.mean(0)
-    if len(p) < 3: return Estimate(float(_ece(mean)), np.nan, np.nan, len(p))
-    return Estimate(*without_chance(mean, resampled(d, n_boot, seed) - mean), len(p))
+    d, codes = gaps(p, t, min(bins, len(p)), equal, kind), group_codes(groups, len(p))
+    return ece_estimate(d, resampled([d], n_boot, seed, codes)[0], codes)
 
-# %% ../nbs/55_calibrate.ipynb #25fb138f
+# %% ../nbs/55_calibrate.ipynb #d50a9ddb
+def brier_join(p, t): return np.mean if t.ndim == 2 or p.shape[1] == 2 else np.sum # over classes; of two and of labels the mean, so that it ends at 1, as in `evaluate_classes`
+
 def brier_parts(
     probs, targs, # (n,c) with classes (n,) or labels (n,c)
     bins=15, equal='mass', # As in `plain_ece`, for each class
 ) -> dict:
-    "Brier score = uncertainty - resolution + reliability + within, each summed over classes (mean over labels)"
+    "Brier score = uncertainty - resolution + reliability + within, each joined by `brier_join`"
     p, t = check_truth(probs, targs)
     y = t if t.ndim == 2 else np.eye(p.shape[1])[t]
     b = np.stack([bin_of(x, min(bins, len(p)), equal) for x in p.T], 1)
     def mean_in(a): return np.stack([(np.bincount(k, v)/np.maximum(np.bincount(k), 1))[k] for k, v in zip(b.T, a.T)], 1)
-    pb, yb, join = mean_in(p), mean_in(y), (np.mean if t.ndim == 2 else np.sum)
+    pb, yb, join = mean_in(p), mean_in(y), brier_join(p, t)
     parts = dict(brier=(p-y)**2, uncertainty=y.mean(0)*(1-y.mean(0)) + 0*y, resolution=(yb-y.mean(0))**2, reliability=(pb-yb)**2)
     d = {k: float(join(v.mean(0))) for k, v in parts.items()}
     return d | dict(within=d['brier'] - d['uncertainty'] + d['resolution'] - d['reliability'])
@@ -303,41 +322,63 @@ def fit_calibration(
     else: params = dict(classes=[dict(platt=fit_platt, isotonic=fit_isotonic)[how](p[:, c], y[:, c]) for c in range(p.shape[1])])
     return Calibration(how, params, vocab, len(p), several, fit_notes(how, y, vocab))
 
-# %% ../nbs/55_calibrate.ipynb #c653b95f
+# %% ../nbs/55_calibrate.ipynb #9b0e8992
 def case_scores(p, t) -> dict:
     "Scores that are means over pictures, {name: (n,)}"
     x, right = claims(p, t)
     y = t if t.ndim == 2 else np.eye(p.shape[1])[t]
     loss = -np.where(y, _logs(p), np.log(np.maximum(1-p, EDGE))).mean(1) if t.ndim == 2 else -_logs(p[np.arange(len(t)), t])
-    return {'log-loss': loss, 'Brier score': ((p-y)**2).mean(1) if t.ndim == 2 else ((p-y)**2).sum(1), 'too sure by': (x-right).mean(1),
+    return {'log-loss': loss, 'Brier score': brier_join(p, t)((p-y)**2, 1), 'too sure by': (x-right).mean(1),
             'accuracy': ((p > .5) == t).mean(1) if t.ndim == 2 else right[:, 0].astype(float)}
 
-def ece_change(before, after, t, kind, n_boot=500, seed=0) -> tuple:
-    "Difference of the plain ECEs, and its bootstrap interval over pictures; chance adds more to the smaller one, so a gain is told rather too small"
-    d = [gaps(q, t, min(15, len(q)), 'mass', kind) for q in (after, before)]
-    value = _ece(d[0].mean(0)) - _ece(d[1].mean(0))
-    boot = resampled(np.stack(d, 1), n_boot, seed)
-    return float(value), *np.quantile(_ece(boot[:, 0]) - _ece(boot[:, 1]), boot_tails(max(len(t), 2))).tolist()
+# %% ../nbs/55_calibrate.ipynb #91bce1da
+def mean_estimate(x, boot, codes) -> Estimate:
+    "Mean of `x` (n,), and its interval from its resamples"
+    return Estimate(*around(x.mean(), boot - x.mean(), len(x), None if codes is None else codes.max() + 1, freedom(x - x.mean(), codes)))
 
-# %% ../nbs/55_calibrate.ipynb #6b2ab8e0
+def score_estimate(name, x, boot, p, t, codes) -> Estimate:
+    "Mean of one of `case_scores`"
+    if name == 'accuracy' and t.ndim == 1: return rate(x > 0, x > -1, codes)
+    ends = {'accuracy': (0, 1), 'Brier score': (0, 2 if brier_join(p, t) is np.sum else 1)}.get(name)
+    return bounded(x.mean(), mean_influence(x), len(x), codes, ends) if ends else mean_estimate(x, boot, codes)
+
+def ece_change(before, after, boot_before, boot_after, codes) -> tuple:
+    "Difference of the plain ECEs of two `gaps`, and its interval from their resamples; chance adds more to the smaller one, so a gain is told rather too small"
+    value = float(_ece(after.mean(0)) - _ece(before.mean(0)))
+    g = len(before) if codes is None else codes.max() + 1
+    return value, *(np.quantile(_ece(boot_after) - _ece(boot_before), boot_tails(g)).tolist() if g > 2 else (np.nan, np.nan))
+
+def verdict_of(
+    low, high, # Ends of a change's interval
+    better=1,  # -1 where less is better
+) -> str:
+    "'better', 'worse', 'not distinguishable' where the interval holds 0, or 'no interval'"
+    if np.isnan(low): return 'no interval'
+    gain = better*((low > 0)*1 - (high < 0)*1)
+    return 'better' if gain > 0 else 'worse' if gain < 0 else 'not distinguishable'
+
+# %% ../nbs/55_calibrate.ipynb #bdb58acc
 def before_after(
     before, after, # Probabilities (n,c) of the same pictures
     targs,         # (n,) classes or (n,c) labels
     seed=0,        # Of the bootstrap
+    groups=None,   # (n,) patient of each picture: then whole patients are drawn
 ) -> pd.DataFrame:
     "Calibration and accuracy before and after, and their paired change, each with its 95 % interval"
-    (p, t), (q, _) = check_truth(before, targs), check_truth(after, targs)
-    rows, n = [], len(t)
+    (p, t), (q, _), codes = check_truth(before, targs), check_truth(after, targs), group_codes(groups, len(targs))
+    d, s = [gaps(o, t, min(15, len(t)), kind=k) for k in KINDS for o in (p, q)], [case_scores(o, t) for o in (p, q)]
+    *boots, sp, sq = resampled([*d, *(np.stack(list(o.values()), 1) for o in s)], 1000, seed, codes)
+    rows = []
     def put(metric, a, b, change, better):
-        verdict = '' if not better or not np.isfinite(change[1]) else 'better' if better*change[1 if better > 0 else 2] > 0 else 'worse' if better*change[2 if better > 0 else 1] < 0 else 'not distinguishable'
-        for when, e in (('before', a), ('after', b), ('change', change)):
-            rows.append(dict(metric=metric, when=when, value=e[0], low=e[1], high=e[2], n=n, verdict=verdict if when == 'change' else ''))
-    for kind, name in zip(KINDS, ('ECE', 'ECE, classwise')): put(name, ece(p, t, kind=kind, seed=seed), ece(q, t, kind=kind, seed=seed), ece_change(p, q, t, kind, seed=seed), -1)
-    for (name, a), b in zip(case_scores(p, t).items(), case_scores(q, t).values()):
-        put(name, mean_ci(a, seed), mean_ci(b, seed), compare_means(b, a, seed), {'too sure by': 0, 'accuracy': 1}.get(name, -1))
+        for when, e in (('before', a), ('after', b), ('change', change)): rows.append(dict(metric=metric, when=when, value=e[0], low=e[1], high=e[2], n=len(t), verdict=''))
+        if better: rows[-1]['verdict'] = verdict_of(*change[1:3], better)
+    for i, name in ((0, 'ECE'), (2, 'ECE, classwise')): put(name, *(ece_estimate(d[j], boots[j], codes) for j in (i, i+1)), ece_change(*d[i:i+2], *boots[i:i+2], codes), -1)
+    for j, (name, a) in enumerate(s[0].items()):
+        b = s[1][name]
+        put(name, score_estimate(name, a, sp[:, j], p, t, codes), score_estimate(name, b, sq[:, j], q, t, codes), mean_estimate(b-a, sq[:, j] - sp[:, j], codes), {'too sure by': 0, 'accuracy': 1}.get(name, -1))
     return pd.DataFrame(rows)
 
-# %% ../nbs/55_calibrate.ipynb #24eb7006
+# %% ../nbs/55_calibrate.ipynb #8cc28d53
 @dataclass
 class Calibrated:
     "What `calibrate` found: call it on probabilities to apply the map"
@@ -346,18 +387,20 @@ class Calibrated:
     probs:dict         # 'before' and 'after', of the judged pictures
     targs:np.ndarray
     notes:list
+    groups:object=None # Patient of each judged picture
     def __call__(self, probs): return self.map(probs)
     def figure(self, bins=10):
         two = dict(of=1, name=self.map.vocab[1]) if len(self.map.vocab) == 2 and self.targs.ndim == 1 else {}
-        return reliability_figure(self.probs, self.targs, min(bins, len(self.targs)), **two)
+        return reliability_figure(self.probs, self.targs, min(bins, len(self.targs)), groups=self.groups, **two)
     def __repr__(self): return self.table.round(3).to_string(index=False) + '\n' + '\n'.join(self.notes)
     def _repr_html_(self): return table_html(self.table) + ''.join(f'<p>{html.escape(n)}</p>' for n in self.notes) + f'<img src="{figure_uri(self.figure(), 90)}" alt="reliability before and after">'
 
-# %% ../nbs/55_calibrate.ipynb #68be656e
+# %% ../nbs/55_calibrate.ipynb #30c06062
 def calibrate(
     learn,             # A trained classifier, of one class or several labels a picture
     how='temperature', # One of `HOWS`
     dl=None,           # Loader to judge on; the test set unless told
+    groups=None,       # Patient of each judged picture, (n,): the intervals then count patients
 ) -> Calibrated:
     "Fit a map on the validation pictures, and show what it does to the test pictures"
     dls = learn.dls
@@ -369,4 +412,4 @@ def calibrate(
     notes = [where, *m.notes]
     if judged is dls.valid: notes.append('The map was fitted on these very pictures, so the rows after are optimistic: a test set is needed to judge it.')
     if how == 'temperature': notes.append(f"Temperature {m.params['temperature']:.3f}, from {m.n} validation pictures: above 1 the model was too sure there, below 1 not sure enough.")
-    return Calibrated(m, before_after(p, m(p), t), dict(before=p, after=m(p)), t, notes)
+    return Calibrated(m, before_after(p, m(p), t, groups=groups), dict(before=p, after=m(p)), t, notes + group_note(group_codes(groups, len(t))), groups)

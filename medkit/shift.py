@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-# %% ../nbs/57_shift.ipynb #f02ff564
+# %% ../nbs/57_shift.ipynb #86d16ae4
 from .core import MedkitError, choose, seeded, watched
 from .images import ImageSet, form_of, open_images
 from .volumes import read_mask, read_volume
@@ -27,12 +27,13 @@ from .resident import hold
 from .loaders import image_dsets, set_tensors
 from .classify import NUMBER, SEVERAL
 from .predict import MEMORY, as_models, label_map
-from .intervals import Estimate, compare_means, mean_ci, mean_of_parts, share, to_np
+from .intervals import Estimate, group_codes, mean_ci, mean_of_parts, rate, to_np
 from .results import figure_uri, table_html
 from .masks import dice
-from .evaluate import class_metric, class_probs, compare_probs, metric_estimate, score_probs
+from .evaluate import LOWER_IS_BETTER, class_metric, class_probs, compare_probs, correlation, metric_estimate, ratio_influence, score_probs
 from .pages import INK, MUTED, VALID, tidy
 from .judge import difference
+from .calibrate import verdict_of
 
 # %% ../nbs/57_shift.ipynb #71985158
 LEVELS = dict(noise=(.03, .06, .1, .15, .22),      # standard deviation
@@ -151,17 +152,17 @@ def answers_of(learn, dl):
         if getattr(learn.dls, 'task', '') == NUMBER: return tuple(to_np(o).ravel() for o in learn.get_preds(dl=dl, reorder=False))
         return class_probs(learn, dl)
 
-# %% ../nbs/57_shift.ipynb #2b79323c
+# %% ../nbs/57_shift.ipynb #a5a29b53
 @dataclass
 class Measure:
     "How answers become a number: of probabilities a metric of classes, of everything else the mean of a score a case"
     name:str
     case:object = None # Function (answers, truth) -> a score a case; None for a metric of classes
     better:int = 1     # -1 where less is better
-    def value(self, a, t, seed=0): return mean_ci(self.case(a, t), seed) if self.case else score_probs(a, t, self.name)
-    def change(self, a, b, t, seed=0):
+    def value(self, a, t, seed=0, groups=None): return mean_ci(self.case(a, t), seed, groups=groups) if self.case else score_probs(a, t, self.name, groups=groups)
+    def change(self, a, b, t, seed=0, groups=None):
         "Paired difference, `a` minus `b`"
-        return compare_means(self.case(a, t), self.case(b, t), seed, self.better > 0) if self.case else compare_probs(a, b, t, self.name, seed, 1000)
+        return mean_ci(self.case(a, t) - self.case(b, t), seed, groups=groups) if self.case else Estimate(*compare_probs(a, b, t, self.name, seed, 1000, groups)[:4])
 
 def measure_of(learn, metric=None) -> Measure:
     "What a learner of pictures is measured by"
@@ -169,7 +170,7 @@ def measure_of(learn, metric=None) -> Measure:
     if task == NUMBER: return Measure('mean absolute error', lambda a, t: np.abs(a-t), -1)
     if task == SEVERAL: return Measure('labels right', lambda a, t: ((a > .5) == (t > .5)).mean(1))
     class_metric(metric := metric or 'balanced accuracy')
-    return Measure(metric)
+    return Measure(metric, better=-1 if metric in LOWER_IS_BETTER else 1)
 
 # %% ../nbs/57_shift.ipynb #56dc61ec
 def masks_under(
@@ -196,21 +197,22 @@ class Robustness:
     def __repr__(self): return f'{self.metric}\n' + self.summary.round(3).to_string(index=False)
     def _repr_html_(self): return f'<p>{self.metric}</p>' + table_html(self.summary) + f'<img src="{figure_uri(self.figure(), 90)}">'
 
-# %% ../nbs/57_shift.ipynb #0c0aaf41
+# %% ../nbs/57_shift.ipynb #5f95840f
 def sum_up(
     run,       # Function (kind, severity) -> answers
     truth, m:Measure, kinds, severities, seed=0,
+    groups=None, # Patient of each case
 ) -> Robustness:
     "Run every kind at every severity, and compare with the clean pictures"
     clean = run(kinds[0], 0)
     jobs = [(k, s) for k in kinds for s in severities]
     runs = {j: run(*j) for j in (progress_bar(jobs, leave=False) if watched() else jobs)}
-    base, v = m.value(clean, truth, seed), {j: m.value(a, truth, seed) for j, a in runs.items()}
+    base, v = m.value(clean, truth, seed, groups), {j: m.value(a, truth, seed, groups) for j, a in runs.items()}
     rows = [dict(corruption=k, severity=s, **(v[k, s] if s else base)._asdict()) for k in kinds for s in (0, *severities)]
     def line(k):
         worst = (min if m.better > 0 else max)(severities, key=lambda s: v[k, s].value)
-        d = m.change(runs[k, worst], clean, truth, seed)
-        return dict(corruption=k, clean=base.value, mean=np.mean([v[k, s].value for s in severities]), worst=v[k, worst].value, severity=worst, change=d.difference, change_low=d.low, change_high=d.high, verdict=d.verdict)
+        d = m.change(runs[k, worst], clean, truth, seed, groups)
+        return dict(corruption=k, clean=base.value, mean=np.mean([v[k, s].value for s in severities]), worst=v[k, worst].value, severity=worst, change=d.value, change_low=d.low, change_high=d.high, verdict=verdict_of(d.low, d.high, m.better))
     return Robustness(pd.DataFrame(rows), pd.DataFrame(map(line, kinds)).sort_values('worst', ascending=m.better > 0, ignore_index=True), m.name)
 
 # %% ../nbs/57_shift.ipynb #0d30b83b
@@ -232,31 +234,33 @@ def plot_robustness(
     fig.supxlabel(f'severity (0 is as it came); n = {int(r.table.n.max())}', fontsize=9, color=MUTED); fig.supylabel(r.metric, fontsize=9, color=INK)
     return fig
 
-# %% ../nbs/57_shift.ipynb #0093a190
-def robust_pictures(learn, dl, kinds, severities, metric, n, seed) -> Robustness:
+# %% ../nbs/57_shift.ipynb #07503f4f
+def robust_pictures(learn, dl, kinds, severities, metric, n, seed, groups=None) -> Robustness:
     "`robustness` of a learner of `image_dls`"
     s, dls = learn.dls.set, learn.dls
     split = {id(l): k for l, k in zip(dls.loaders, ('train', 'val', 'test'))}.get(id(dl))
     if split is None: raise MedkitError('robustness changes the pictures of a split: give dls.valid or dls.test')
     s = s.part(split)
-    s = s.part(np.sort(np.random.default_rng(seed).permutation(len(s))[:n]))
+    rows, codes = np.sort(np.random.default_rng(seed).permutation(len(s))[:n]), group_codes(groups, len(s))
+    s = s.part(rows)
     flat = form_of(s.images) != 'volume'
     kinds = [choose(k, PICTURES if flat else VOLUME_LEVELS, 'corruption') for k in kinds or [k for k in (PICTURES if flat else VOLUME_LEVELS) if k != 'stain' or form_of(s.images) == 'colour']]
     def changed(k, sev):
         if flat: return corrupt(s.images, k, sev, seed)
         return np.stack([corrupt_volume(torch.from_numpy(v)[None].float(), k, sev, seed=seed+i)[0].clip(0, 255).round().numpy().astype(np.uint8) for i, v in enumerate(s.images)])
     truth = answers_of(learn, loader_for(dls, s))[1]
-    return sum_up(lambda k, sev: answers_of(learn, loader_for(dls, replace(s, images=changed(k, sev))))[0], truth, measure_of(learn, metric), kinds, severities, seed)
+    return sum_up(lambda k, sev: answers_of(learn, loader_for(dls, replace(s, images=changed(k, sev))))[0], truth, measure_of(learn, metric), kinds, severities, seed, None if codes is None else codes[rows])
 
-def robust_masks(learn, dl, kinds, severities, n, seed) -> Robustness:
+def robust_masks(learn, dl, kinds, severities, n, seed, groups=None) -> Robustness:
     "`robustness` of a learner of `segmenter`"
+    codes = group_codes(groups, len(dl.dataset.items))
     cases, kinds = list(dl.dataset.items)[:n], [choose(k, VOLUME_LEVELS, 'corruption of volumes') for k in kinds or VOLUME_LEVELS]
     def run(k, sev):
         seeds = count(seed) # another artefact for each case, the same at every severity
         return masks_under(learn, cases, lambda x, sp: corrupt_volume(x, k, sev, sp, next(seeds)))
-    return sum_up(run, None, Measure('Dice', lambda a, t: a), kinds, severities, seed)
+    return sum_up(run, None, Measure('Dice', lambda a, t: a), kinds, severities, seed, None if codes is None else codes[:n])
 
-# %% ../nbs/57_shift.ipynb #f36cdbab
+# %% ../nbs/57_shift.ipynb #ebc1e31f
 def robustness(
     learn,              # A `classifier` or a `segmenter`, trained
     dl=None,            # Loader to judge on; the test set, else the validation set
@@ -265,31 +269,34 @@ def robustness(
     metric=None,        # Of classes: a name of `evaluate.CLASS_METRICS`; balanced accuracy unless told
     n=None,             # At most so many pictures, drawn with `seed`, or the first so many cases
     seed=0,             # Of the corruptions and of the resampling
+    groups=None,        # Patient of each picture or case of `dl`, (n,): the intervals then count patients
 ) -> Robustness:
     "The metric at each severity of each corruption, with intervals, their mean and the worst case (after Hendrycks & Dietterich, 2019)"
     dl = dl or learn.dls[min(2, len(learn.dls.loaders)-1)]
     if not severities or set(severities) - set(range(1, 6)): raise MedkitError(f'severities={severities!r}: give some of 1 to 5')
-    return robust_masks(learn, dl, kinds, severities, n, seed) if hasattr(learn.dls, 'plan') else robust_pictures(learn, dl, kinds, severities, metric, n, seed)
+    return robust_masks(learn, dl, kinds, severities, n, seed, groups) if hasattr(learn.dls, 'plan') else robust_pictures(learn, dl, kinds, severities, metric, n, seed, groups)
 
-# %% ../nbs/57_shift.ipynb #e6d6bed4
-def at_shares(p, t, shares) -> Estimate:
+# %% ../nbs/57_shift.ipynb #a016d2bd
+def at_shares(p, t, shares, groups=None) -> Estimate:
     "Accuracy with each class counted as `shares` (c,) says, taken as given; classes that do not occur are left out"
-    there = [c for c in np.flatnonzero(shares) if (t == c).any()]
-    right = p.argmax(1) == t
-    return mean_of_parts([share(right[t == c].sum(), (t == c).sum()) for c in there], weight=shares[there])._replace(n=len(t))
+    there, codes = [c for c in np.flatnonzero(shares) if (t == c).any()], group_codes(groups, len(t))
+    right, own = p.argmax(1) == t, t[:, None] == there
+    corr = correlation(ratio_influence(own & right[:, None], own), codes) # a patient may have pictures of several classes
+    return mean_of_parts([rate(right, o, codes) for o in own.T], corr, shares[there])._replace(n=len(t))
 
 def two_sites(home:Estimate, away:Estimate) -> dict:
     "A metric at both sites and its change, of different cases: the interval follows from theirs (MOVER; Zou & Donner, 2008)"
     d = difference(away, home)
     out = {f'{name}{e}': v for name, r in (('home', home), ('away', away)) for e, v in zip(('', '_low', '_high', '_n'), r)}
-    verdict = 'no interval' if math.isnan(d.low) else 'better' if d.low > 0 else 'worse' if d.high < 0 else 'not distinguishable'
-    return out | dict(change=d.value, change_low=d.low, change_high=d.high, verdict=verdict)
+    return out | dict(change=d.value, change_low=d.low, change_high=d.high, verdict=verdict_of(d.low, d.high))
 
-# %% ../nbs/57_shift.ipynb #14fe5b50
+# %% ../nbs/57_shift.ipynb #c27740cf
 def external_test(
     learn,     # A `classifier`, trained
     away,      # The other site: a loader, or whatever `open_images` takes; all its pictures are used
     home=None, # A loader; the test set, else the validation set
+    groups=None,      # Patient of each picture at home, (n,): its intervals then count patients
+    away_groups=None, # The same of the other site
 ) -> pd.DataFrame:
     "Accuracy, accuracy at home's class shares, balanced accuracy and AUC at home and away, each with its interval, and the change"
     if hasattr(learn.dls, 'plan') or getattr(learn.dls, 'task', '') in (SEVERAL, NUMBER): raise MedkitError('external_test compares classes at two sites: for masks compare two results of report, for labels and numbers two of evaluate')
@@ -297,6 +304,7 @@ def external_test(
     a, b = (answers_of(learn, o) for o in (home or dls[min(2, len(dls.loaders)-1)], away if hasattr(away, 'one_batch') else loader_for(dls, like_home(away, dls.set))))
     if lack := [str(dls.vocab[c]) for c in np.unique(a[1]) if c not in b[1]]: print(f"The other site has no {', '.join(lack)}: balanced accuracy and AUC are means over the classes that each site has")
     shares = np.bincount(a[1], minlength=a[0].shape[1])*np.isin(np.arange(a[0].shape[1]), b[1]) # of the classes that both sites have
+    a, b = (*a, groups), (*b, away_groups)
     rows = {name: [metric_estimate(k, *o) for o in (a, b)] for name, k in (('accuracy', 'accuracy'), ('balanced accuracy', 'balanced accuracy'), ('AUC, macro', 'auc'))}
-    rows["accuracy at home's class shares"] = [at_shares(*o, shares) for o in (a, b)]
+    rows["accuracy at home's class shares"] = [at_shares(p, t, shares, g) for p, t, g in (a, b)]
     return pd.DataFrame([dict(metric=k, **two_sites(*rows[k])) for k in ('accuracy', "accuracy at home's class shares", 'balanced accuracy', 'AUC, macro')])

@@ -93,7 +93,7 @@ def test_bad_input(bad, word):
 def test_few_pictures_and_no_mistake():
     p, t = np.array([[.9, .1], [.2, .8], [.7, .3]]), np.array([0, 1, 0])
     assert aurc(p, t)[0].value == 0 and (selective(p, t, refer=[0, .5]).value == 0).all()
-    assert np.isnan(aurc(p[:2], t[:2])[0].low)
+    assert np.isnan(aurc(p[:2], 1-t[:2])[1].low) and aurc(p, t)[0].high > .5    # no mistake in three is no proof of none
     selective_figure(p, t)
 
 @pytest.fixture(scope='module')
