@@ -248,13 +248,30 @@ def test_too_few_for_a_number(t):
 @pytest.mark.parametrize('bad, text', [(lambda p, t: (p*1.5, t), 'sums to 1.5'), (lambda p, t: (np.where(np.arange(9)[:, None] == 4, np.nan, p), t), 'NaN or infinity in 1 rows, the first is 4'),
                                        (lambda p, t: (p - .5, t), 'smallest'), (lambda p, t: (np.log(p), t), 'softmax'), (lambda p, t: (p, t + 1), 'from 0 to 1'), (lambda p, t: (p, t*1.5), 'whole numbers'),
                                        (lambda p, t: (p, np.where(t, np.nan, 0)), 'nan'), (lambda p, t: (p[:, :1], t), 'at least two'), (lambda p, t: (p, t[:5]), '9 rows'), (lambda p, t: (p[:0], t[:0]), '0 rows'),
-                                       (lambda p, t: (p, np.eye(2)[t]), 'one true class'), (lambda p, t: (p, np.array(list('ababababa'))), 'whole numbers')])
+                                       (lambda p, t: (p, np.eye(2)[t]), 'one true class'), (lambda p, t: (p, np.array(list('ababababa'))), 'whole numbers'), (lambda p, t: (p, t.astype(str)), "the text '0'"),
+                                       (lambda p, t: (p.astype(str).tolist()[:8] + [['a', 'b']], t), 'no number'), (lambda p, t: ([[1, 0], [1]], t), 'unequal lengths'), (lambda p, t: (None, t), 'shape'), (lambda p, t: (p, None), r'shape \(\)')])
 def test_bad_predictions_are_refused(bad, text):
     from medkit.evaluate import compare_probs, evaluate_classes, score_probs
     rng = np.random.default_rng(0); p, t = rng.dirichlet([1, 1], 9), np.arange(9) % 2
     with pytest.raises(MedkitError, match=text): evaluate_classes(*bad(p, t), 'ab')
     for f in (lambda: score_probs(*bad(p, t)), lambda: compare_probs(bad(p, t)[0], p, bad(p, t)[1])):
         with pytest.raises(MedkitError): f()
+
+
+def test_a_loaded_model_is_not_judged_on_its_placeholder(tmp_path):
+    from medkit.classify import classifier, load_classifier, save_classifier
+    from medkit.evaluate import class_probs, pick_dl
+    from medkit.images import ImageSet
+    from medkit.loaders import set_dls
+    x = np.random.default_rng(0).integers(0, 255, (24, 28, 28), dtype=np.uint8)
+    dls = set_dls(ImageSet(x, np.arange(24) % 2, np.array(['train', 'val', 'test']*8), ['a', 'b']), (.5, .5), device='cpu')
+    learn = classifier(dls, 'simple_cnn'); back = load_classifier(save_classifier(learn, tmp_path/'m'), 'cpu')
+    with pytest.raises(MedkitError, match='a loaded model brings none'): pick_dl(back)
+    assert pick_dl(learn)[0] is dls.test and pick_dl(back, dls.test)[0] is dls.test
+    with back.no_bar():
+        assert class_probs(back, dls.test)[0].shape == (8, 2)
+        with pytest.raises(MedkitError, match='without labels'): class_probs(back, dls.test_dl(list(range(3))))
+    back.dls = dls; assert pick_dl(back)[0] is dls.test
 
 
 def test_order_of_cases_and_seeds_does_not_decide():

@@ -36,6 +36,16 @@ def test_delong_and_bootstrap_agree(pair):
     d, b = delong(p, q, t), compare_probs(p, q, t, 'auc')
     assert d[:3] == pytest.approx(b[:3], abs=6e-3)
 
+@pytest.mark.parametrize('n', [10, 60])
+@pytest.mark.parametrize('groups', [False, True])
+def test_a_perfect_model_beats_a_coin(n, groups):
+    "DeLong's variance is 0 there; p is 1 only where the difference is 0, and nothing leaves -1 to 1"
+    y = np.arange(n) % 2; p, half = np.c_[.9-.8*y, .1+.8*y], np.full((n, 2), .5)
+    for q, value in ((half, .5), (1-p, 1), (p, 0)):
+        r = compare(p, q, y, 'auc', groups=np.arange(n)//2 if groups else None).table.iloc[0]
+        assert r.difference == value and (r.p == 1 if value == 0 else r.p < .05 if n > 10 else r.p < .5) and -1 <= r.low <= value <= r.high <= 1
+        assert value == 0 or r.low < value
+
 def test_sides_turned_round(pair):
     p, q, t = pair
     for f in (lambda a, b: delong(a, b, t), lambda a, b: mcnemar(a.argmax(1) == t, b.argmax(1) == t)):
@@ -95,7 +105,7 @@ def test_bad_input_has_a_sentence(pair):
 def test_one_class_only(pair):
     p, q, _ = pair; t = np.zeros(300, int)
     r = compare(p, q, t).table.set_index('metric')
-    assert r.verdict['auc'] == 'not distinguishable' and math.isnan(r.difference['auc']) and not math.isnan(r.p['accuracy'])
+    assert r.verdict['auc'] == 'no interval' and math.isnan(r.difference['auc']) and not math.isnan(r.p['accuracy'])
     assert any('one class' in n for n in evaluate_classes(p, t, 'abc', groups=np.arange(300)//2).notes)
     a = at_threshold(p[:, 0], t, .5); assert math.isnan(a.value['sensitivity']) and a.n['specificity'] == 300
 
