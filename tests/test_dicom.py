@@ -147,7 +147,100 @@ def test_colour(name):
     assert np.array_equal(picture(sample(name)), sitk.GetArrayFromImage(sitk.ReadImage(str(sample(name))))[0])
     with pytest.raises(MedkitError): series_image(one_series(sample(name)))
 
+# ---- no wrong volume
+
+def is_whole(folder): return np.array_equal(series_image(one_series(folder)).get_fdata(), HU)
+
+def test_one_uid_for_all_slices(tmp_path):
+    files = write_series(HU, AFFINE, tmp_path/'a', SOPInstanceUID='1.2.3'); found = check_dicom(tmp_path/'a')
+    assert is_whole(tmp_path/'a') and [(f.check, f.severity, len(f.items)) for f in found] == [('repeated UID', 'error', 7)]
+    shutil.copy(files[3], tmp_path/'a'/'copy.dcm'); ds = pydicom.dcmread(files[5]); ds.compress(RLELossless, generate_instance_uid=False); ds.save_as(tmp_path/'a'/'packed.dcm')
+    assert is_whole(tmp_path/'a') and sorted(check_dicom(tmp_path/'a').of('same file twice')[0].items) == ['copy.dcm', 'packed.dcm']   # copies all the same
+    for i, f in enumerate(write_series(HU[..., :1], AFFINE, tmp_path/'b') + [tmp_path/'b'/f'{k}.dcm' for k in 'xy']): rewrite(tmp_path/'b'/'01-0001.dcm', f, PatientID=f'P{i}')
+    assert len(open_dicom(tmp_path/'b').series) == 3                                             # three patients under one UID
+    with pytest.raises(MedkitError, match='under one UID'): source_frames(one_series(tmp_path/'a'))
+
+@pytest.mark.parametrize('at', [0, 7])
+@pytest.mark.parametrize('cut', ['pixels', 'head', 'early', 'stump', 'no pixels'])
+def test_first_or_last_file_is_broken(tmp_path, at, cut):
+    files = write_series(HU, AFFINE, tmp_path/'d'); f, b = files[at], files[at].read_bytes(); whole = len(b)
+    if cut == 'no pixels': ds = pydicom.dcmread(f); del ds.PixelData; ds.save_as(f)
+    else: f.write_bytes(b[:dict(pixels=whole - 200, head=whole - 20*24*2 - 40, early=b.index(b'MONOCHROME') - 700, stump=300)[cut]])
+    with pytest.raises(MedkitError, match=r'may be slices of it cannot be read \(1\)'): dicom_to_nifti(tmp_path/'d', tmp_path/'x.nii.gz')
+    assert ('missing slices', 'error') in [(o.check, o.severity) for o in check_dicom(tmp_path/'d')] and not (tmp_path/'x.nii.gz').exists()
+    write_series(HU, AFFINE, tmp_path/'e', number=2); assert [bool(s.lost) for s in open_dicom(tmp_path).series] == [True, False]   # another folder's series is whole
+
+def test_what_is_no_slice_does_not_stop_a_volume(tmp_path):
+    hu = np.pad(HU, ((22, 22), (20, 20), (0, 0)))
+    for n in (1, 2): files = write_series(hu, AFFINE, tmp_path, number=n)
+    shutil.copy(sample('CT_small.dcm').parent/'dicomdirtests'/'DICOMDIR', tmp_path); shutil.copy(sample('test-SR.dcm'), tmp_path); assert not any(s.lost for s in open_dicom(tmp_path).series)
+    ds = pydicom.dcmread(files[7]); ds.compress(RLELossless, generate_instance_uid=False); ds.save_as(files[7]); files[7].write_bytes(files[7].read_bytes()[:-10])
+    assert [s.lost for s in open_dicom(tmp_path).series] == [[], [files[7].name]]                # one series of the two is a file short
+
+def test_slopes_that_are_absent_or_zero(tmp_path):
+    for k, (files, bad) in enumerate(((range(3, 4), None), (range(0, 1), None), (range(8), '0'))):
+        written = write_series(HU, AFFINE, tmp_path/str(k))
+        for i in files: rewrite(written[i], RescaleSlope=bad) if bad else rewrite(written[i], RescaleSlope='', RescaleIntercept='')
+        assert checks(tmp_path/str(k), 'slopes differ') == ['broken rescale']
+        with pytest.raises(MedkitError, match='slope'): dicom_to_nifti(tmp_path/str(k), tmp_path/'x.nii.gz')
+    write_series(HU, AFFINE, tmp_path/'none', RescaleSlope=None, RescaleIntercept=None); assert checks(tmp_path/'none') == ['no rescale']
+
+def test_slopes_of_frames(tmp_path):
+    hd = pytest.importorskip('highdicom'); sources = [pydicom.dcmread(f) for f in write_series(HU, AFFINE, tmp_path/'single', slope=np.linspace(.5, 1, 8))]
+    (tmp_path/'m').mkdir(); hd.legacy.LegacyConvertedEnhancedCTImage(sources, '1.2.3', 5, '1.2.3.4', 1).save_as(tmp_path/'m'/'x.dcm')
+    assert checks(tmp_path/'m', 'multi-frame') == ['slopes differ']
+
+@pytest.mark.parametrize('tag', ['PatientID', 'StudyInstanceUID'])
+@pytest.mark.parametrize('series', ['1.2.3', ''])
+def test_two_patients_or_studies_under_one_series(tmp_path, tag, series):
+    for i, f in enumerate(write_series(HU, AFFINE, tmp_path, SeriesInstanceUID=series)): rewrite(f, **{tag: f'1.{i//4}'})
+    with pytest.raises(MedkitError, match='holds 2 series'): dicom_to_nifti(tmp_path, tmp_path/'x.nii.gz')
+    assert checks(tmp_path) == (['mixed patients'] if tag == 'PatientID' else ['mixed series'])
+
+def test_tilt_that_only_the_header_tells(tmp_path):
+    write_series(HU, AFFINE, tmp_path/'a', GantryDetectorTilt='-12'); found = check_dicom(tmp_path/'a')
+    assert [(f.check, f.severity) for f in found] == [('gantry tilt', 'warning')] and 'declares a tilt of -12.0 degrees' in found[0].what
+    write_series(HU, tilted(AFFINE, 12), tmp_path/'b', GantryDetectorTilt='12'); assert 'tilted by 12.0' in check_dicom(tmp_path/'b')[0].what
+    write_series(HU[..., :1], AFFINE, tmp_path/'c', GantryDetectorTilt='12'); assert checks(tmp_path/'c') == []   # one slice has no step that could show it
+
 # ---- bad input
+
+def test_what_an_archive_is_called(tmp_path):
+    write_series(HU, AFFINE, tmp_path); dicom_to_nifti(tmp_path, tmp_path/'scan.nii.gz')
+    for name in ('backup.zip', 'hidden.dcm', 'hidden'):
+        with zipfile.ZipFile(tmp_path/name, 'w') as z: z.writestr('x', 'y')
+    assert {f.check: sorted(f.items) for f in check_dicom(tmp_path)} == {'archive in disguise': ['hidden', 'hidden.dcm'], 'not DICOM': ['backup.zip', 'scan.nii.gz']}
+
+def test_values_of_another_representation(tmp_path):
+    from medkit.dicom import HEADS
+    for k in ('Modality', 'BodyPartExamined', 'ImageType', 'Manufacturer', 'ConvolutionKernel', 'PhotometricInterpretation', 'LossyImageCompression', 'WindowCenter', 'KVP', 'SliceThickness'):
+        for vr, v in (('PN', 'Quillon^Jo'), ('DA', '19610203')):
+            f, = write_series(HU[..., :1], AFFINE, tmp_path/k/vr); ds = pydicom.dcmread(f); ds.add_new(k, vr, v); ds.save_as(f)
+            d = open_dicom(f); text = repr(d) + d.table.to_csv() + d.overview.to_csv()
+            assert 'Quillon' not in text and '1961' not in text and d.findings.of('wrong VR') and HEADS[k] not in d.table, (k, vr)
+    f, = write_series(HU[..., :1], AFFINE, tmp_path/'n'); ds = pydicom.dcmread(f); ds.add_new('SliceThickness', 'FD', 2.5); ds.save_as(f)
+    assert open_dicom(f).table.loc[0, 'slice thickness, mm'] == 2.5                             # a number of another kind is a number
+
+def test_table_tells_what_is_wrong(tmp_path, capsys):
+    write_series(HU, AFFINE, tmp_path/'a', missing=[2], double=[4], PatientName=NAME, PatientID='Zebedee-77'); t = dicom_table(tmp_path/'a'); out = capsys.readouterr().out
+    assert out.splitlines() == [f"2 findings above a note: missing slices, duplicate slices. check_dicom(folder) shows them."]
+    assert [f['check'] for f in t.attrs['findings']] == ['missing slices', 'duplicate slices'] and 'ebedee' not in str(t.attrs)
+    import json, pickle; json.dumps(t.attrs); assert pickle.loads(pickle.dumps(t)).attrs == t.attrs and t.sort_values('series').equals(t)
+    write_series(HU, AFFINE, tmp_path/'b', shuffled=True); assert dicom_table(tmp_path/'b').attrs['findings'] and not capsys.readouterr().out   # a note is not printed
+
+def test_pictures_that_are_not_to_be_had(tmp_path):
+    f, = write_series(HU[..., :1], AFFINE, tmp_path)
+    bad = rewrite(f, tmp_path/'words.dcm') and tmp_path/'words.dcm'; ds = pydicom.dcmread(bad); ds[0x00281053] = pydicom.dataelem.RawDataElement(pydicom.tag.Tag('RescaleSlope'), 'DS', 6, b'Muster', 0, False, True); ds.save_as(bad)
+    for read in (picture, values):
+        for path, says in [(sample('test-SR.dcm'), 'without pixels'), (sample('rtplan.dcm'), 'without pixels'), (sample('MR_truncated.dcm'), 'shorter than'), (sample('CT_small.dcm').parent/'dicomdirtests'/'DICOMDIR', 'without pixels'),
+                           (tmp_path/'nofile.dcm', 'is no file'), (tmp_path, 'is no file'), (None, 'NoneType'), (bad, 'RescaleSlope that is no number'), (sample('examples_ybr_color.dcm'), 'frame=0')]:
+            with pytest.raises(MedkitError, match=says) as e: read(path)
+            assert 'pip' not in str(e.value) and 'Muster' not in str(e.value)
+        for frame in (99, -1, 'a'):
+            with pytest.raises(MedkitError, match='no frame'): read(f, frame=frame)
+    assert picture(sample('examples_ybr_color.dcm'), frame=3).shape == (240, 320, 3)
+    for odd in (None, 3, [f]):
+        with pytest.raises(MedkitError, match='was given'): dicom_table(odd)
 
 def test_strangers_in_the_folder(tmp_path):
     write_series(HU, AFFINE, tmp_path, number=1, PatientName=NAME)
@@ -213,7 +306,8 @@ def test_senseless_places_and_values(tmp_path):
 
 def test_packaged_folder_of_every_oddity_is_described():
     d = open_dicom(sample('CT_small.dcm').parent)
-    assert len(d.table) > 100 and {'truncated', 'archive in disguise', 'not DICOM', 'no picture', 'unreadable', 'wrong VR', 'multi-frame', 'colour'} <= {f.check for f in d.findings}
+    assert len(d.table) > 100 and {'truncated', 'not DICOM', 'no picture', 'unreadable', 'wrong VR', 'multi-frame', 'colour'} <= {f.check for f in d.findings}
+    assert 'zipMR.gz' in d.findings.of('not DICOM')[0].items                                     # an archive that says so
     assert d.table.file.is_unique and 'colour' in {f.check for f in d.findings} and repr(d) and d._repr_html_()
 
 def test_missing_folder_and_empty(tmp_path):
@@ -291,7 +385,7 @@ def test_seg_geometry(tmp_path):
 
 def test_seg_refuses(tmp_path):
     pytest.importorskip('highdicom'); write_series(HU, AFFINE, tmp_path/'d'); write_series(HU, AFFINE, tmp_path/'gap', number=2, missing=[3])
-    for y, labels, says in [(BLEED*0, {1: 'a'}, 'all background'), (BLEED, {2: 'a'}, 'without a gap'), (BLEED*3, {1: 'a'}, r'holds \[3\]'), (BLEED[1:], {1: 'a'}, 'shape')]:
+    for y, labels, says in [(BLEED*0, {1: 'a'}, 'all background'), (BLEED, {2: 'a'}, 'without a gap'), (BLEED*3, {1: 'a'}, r'holds \[3\]'), (BLEED[1:], {1: 'a'}, 'shape'), (BLEED, 'bleed', 'as in {1: "bleed"}')]:
         with pytest.raises(MedkitError, match=says): write_seg(y, tmp_path/'d', tmp_path/'x.dcm', labels)
     with pytest.raises(MedkitError, match='missing'): write_seg(BLEED[..., 1:], tmp_path/'gap', tmp_path/'x.dcm', {1: 'a'})
     assert not (tmp_path/'x.dcm').exists()
