@@ -64,7 +64,7 @@ def p_of(d:Estimate) -> float:
     reach = d.value - d.low if d.value > 0 else d.high - d.value
     return math.nan if math.isnan(reach) else float(2*norm.sf(Z*abs(d.value)/reach)) if reach else 1.
 
-# %% ../nbs/32_judge.ipynb #7f9b04c7
+# %% ../nbs/32_judge.ipynb #8d2fbce0
 def macro_auc(p, t):
     "Mean one-vs-rest AUC over the classes that occur, and what each case adds to it, (n,)"
     there = [c for c in range(p.shape[1]) if 0 < (t == c).sum() < len(t)]
@@ -87,7 +87,8 @@ def delong(
     se = standard_error(dx - dy, codes)
     if se < 1e-9 < abs(x - y):
         d = difference(*(metric_estimate('auc', o, t, groups) for o in (p, q)))
-        return Paired(float(x-y), max(d.low, -1.), min(d.high, 1.), len(t), p_of(d), "MOVER, as DeLong's variance is 0")
+        least = 2.**(1 - (len(t) if codes is None else codes.max() + 1))  # of all ways to swap the two models, case by case (patient by patient), at least two are as far apart
+        return Paired(float(x-y), max(d.low, -1.), min(d.high, 1.), len(t), max(p_of(d), least), "MOVER, as DeLong's variance is 0")
     low, high = (min(max(float(x - y + k*Z*se), -1.), 1.) for k in (-1, 1))
     return Paired(float(x-y), low, high, len(t), float(2*norm.sf(abs(x-y)/se)) if se else 1., "DeLong's test")
 
