@@ -1,10 +1,11 @@
 """Volumes: faults that the notebook does not plant, each in a set of its own, and what must stay quiet."""
+import json
 import nibabel as nib, numpy as np, pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from medkit.findings import Findings
 from medkit.phantom import make_sample
 from medkit.volumes import open_volumes
-from medkit.volume_checks import check_volumes, islands, unlike
+from medkit.volume_checks import check_sides_of, check_volumes, islands, look_at, unlike
 
 @pytest.fixture
 def folder(tmp_path): return make_sample('organ_a', tmp_path/'a', n=6, seed=3)
@@ -64,3 +65,26 @@ def test_hippocampus(real_data):
     found = {f.check: f for f in check_volumes(s)}
     assert all(f.severity != 'error' for f in found.values())
     assert {'intensity scale', 'mask position not judged'} <= set(found) and not {'copies', 'mask has slipped', 'mask is mirrored'} & set(found)
+
+@pytest.mark.realdata
+def test_left_and_right_exchanged(real_data, name='Task04_Hippocampus'):
+    "In two images and two other masks of a real set: all four are named against the rest, and nobody else; nobody where nothing was exchanged"
+    if not (real_data/name).is_dir(): pytest.skip(f'{name} absent')
+    s = open_volumes(real_data/name)
+    rows = [look_at(c, s.labels, 1) for c in s.cases[:16]]
+    assert check_sides_of(rows) == []
+    for key, cases in (('coarse', (3, 8)), ('coarse mask', (5, 11))):
+        for i in cases: rows[i][key] = rows[i][key][::-1]
+    found, = check_sides_of(rows)
+    assert set(found.items) == {str(s.cases[i].label) for i in (3, 5, 8, 11)} and found.what.startswith('In 4 of 16 cases')
+
+def test_images_of_the_test_list_are_read(folder):
+    "A training image that lies in imagesTs as well, once as it is and once mirrored; a listed file that is absent or outside is passed over"
+    (folder/'imagesTs').mkdir()
+    src = nib.load(folder/'imagesTr/organ_a_002.nii.gz')
+    nib.save(src, folder/'imagesTs/t1.nii.gz'); nib.save(nib.Nifti1Image(np.asarray(src.dataobj)[::-1], src.affine), folder/'imagesTs/t2.nii.gz')
+    d = json.loads((folder/'dataset.json').read_text())
+    (folder/'dataset.json').write_text(json.dumps(d | dict(test=['./imagesTs/t1.nii.gz', {'image': 'imagesTs/t2.nii.gz'}, 'imagesTs/none.nii.gz', '../../x.nii.gz'])))
+    found = checks(folder)
+    assert set(found) == {'copies'} and '3 pairs' in found['copies'].what and '2 in training and test' in found['copies'].what
+    assert sorted(i.replace('\\', '/').split('/')[-1] for i in found['copies'].items) == ['organ_a_002.nii.gz', 't1.nii.gz', 't2.nii.gz']
