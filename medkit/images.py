@@ -140,6 +140,7 @@ class ImageSet:
     name: str = ''     # For messages and reports
     task: str = 'multi-class' # One of `TASKS`
     size: int = None   # Edge of the square at which `load` reads the files; `None` keeps their own size
+    files: list = None # Where `image_dls` read the pictures of an array; `None` where they came as one
     def __len__(self): return len(self.labels)
     def __repr__(self):
         n = ', '.join(f'{s} {(self.splits == s).sum()}' for s in ('train', 'val', 'test'))
@@ -166,8 +167,8 @@ def part(self:ImageSet,
 ):
     "The pictures of one split, or those with the given numbers, as an `ImageSet`"
     idx = np.flatnonzero(self.splits == choose(split, ('train', 'val', 'test'), 'split')) if isinstance(split, str) else np.asarray(split)
-    images = self.images[idx] if isinstance(self.images, np.ndarray) else [self.images[i] for i in idx]
-    return replace(self, images=images, labels=self.labels[idx], splits=self.splits[idx])
+    def of(x): return x[idx] if isinstance(x, np.ndarray) else x and [x[i] for i in idx]
+    return replace(self, images=of(self.images), labels=self.labels[idx], splits=self.splits[idx], files=of(self.files))
 
 # %% ../nbs/03_images.ipynb #20ba20bf
 def _resized(x, size):
@@ -494,9 +495,9 @@ def _check_columns(df, cols, name, may_lack):
     "A `MedkitError` unless the table has a path and labels in each row, and every column once"
     twice = [c for c in df.columns[df.columns.duplicated()] if c in ('path', 'split', 'is_valid', *cols)]
     if twice: raise MedkitError(f'{name} has the column {twice[0]} twice: keep one')
+    if not len(df): raise MedkitError(f'{name} has no rows: list a picture a row')
     lost = [c for c in ('path', *cols) if c not in df]
     if lost: raise MedkitError(f"{name} has the columns {', '.join(map(str, df.columns))}: {' and '.join(lost)} missing, rename yours")
-    if not len(df): raise MedkitError(f'{name} has no rows: list a picture a row')
     gap = df.index[df[['path'] if may_lack else ['path', *cols]].isna().any(axis=1)]
     if len(gap): raise MedkitError(f'{name} has {len(gap)} rows without path or label, the first at index {gap[0]}: fill or remove them')
 

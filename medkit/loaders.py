@@ -9,6 +9,7 @@ __all__ = ['TensorImageGrey', 'TensorVolume', 'pixels', 'voxels', 'ToPicture', '
 
 # %% ../nbs/12_loaders.ipynb #f76aa91a
 import inspect, numpy as np, PIL.Image, torch
+from dataclasses import replace
 from fastai.vision.all import *
 from .core import *
 from .images import *
@@ -209,7 +210,8 @@ def image_dls(
 ) -> DataLoaders:
     "fastai `DataLoaders` of a whole set that was checked first: see `PictureLoaders`"
     if not isinstance(bs, int) or bs < 1: raise MedkitError(f"bs={bs!r}: a whole number of pictures above zero is wanted")
-    s = check_images(on_disk(open_images(source, size, seed, **how))) # its pictures are one array now
+    found = open_images(source, size, seed, **how)
+    s = replace(check_images(on_disk(found)), files=None if isinstance(found.images, np.ndarray) else found.images) # its pictures are one array now
     print(describe(s))
     with seeded(seed): dls = set_dls(s, None, bs, augment, device)
     dls.seed = seed
