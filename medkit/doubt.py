@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DROPOUTS', 'passes', 'by_dropout', 'by_views', 'by_ensemble', 'doubts', 'judged', 'in_order', 'ordered', 'risks',
            'area', 'aurc', 'selective', 'selective_figure', 'Doubt', 'needs_classes', 'order_table', 'doubt',
-           'other_camera', 'strange_logits', 'fit_mahalanobis', 'fit_neighbours', 'tell_apart', 'strangers',
-           'ood_learner', 'strangeness', 'Ood', 'ood_figure', 'ood']
+           'uint8_pictures', 'other_camera', 'strange_logits', 'fit_mahalanobis', 'fit_neighbours', 'tell_apart',
+           'strangers', 'ood_learner', 'strangeness', 'Ood', 'ood_figure', 'ood']
 
 # %% ../nbs/56_doubt.ipynb #62b64280
 import html
@@ -22,16 +22,17 @@ from scipy.special import entr, logsumexp, softmax
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
-# %% ../nbs/56_doubt.ipynb #9bba288a
+# %% ../nbs/56_doubt.ipynb #e3489980
 from .core import MedkitError, choose, seeded, watched
 from .images import form_of, open_images
 from .classify import NUMBER, SEVERAL, features, picture_files, train_labels
-from .intervals import Estimate, around, auc_estimate, group_codes, over, rate, to_np
+from .intervals import Estimate, around, auc_estimate, floats, group_codes, over, rate, to_np
 from .results import figure_uri, table_html
 from .evaluate import check_trainings, class_probs, group_note, pick_dl, resamples
 from .pages import INK, MUTED, TRAIN, VALID, tidy
+from .calibrate import needs_learner, whole
 
-# %% ../nbs/56_doubt.ipynb #607f1fb0
+# %% ../nbs/56_doubt.ipynb #6594e370
 def passes(
     learn, dl,
     n,           # Times
@@ -40,13 +41,13 @@ def passes(
     on=(),       # Modules that work as in training
 ) -> np.ndarray: # (n, pictures, classes)
     "Probabilities of each picture, asked `n` times"
-    if n < 1: raise MedkitError(f'n={n}: a picture must be asked at least once')
+    times = range(whole(n, 'n'))
     act, was, model = getattr(learn.loss_func, 'activation', None) or (lambda x: x.softmax(1)), learn.model.training, learn.model.eval()
     for m in on: m.train()
     dl = dl.new(shuffle=False, drop_last=False)
     try:
         with seeded(seed), torch.inference_mode(), dl.dataset.set_split_idx(split_idx):
-            return np.stack([np.concatenate([to_np(act(model(b[0]).float())) for b in dl]) for _ in (progress_bar(range(n), leave=False) if watched() else range(n))])
+            return np.stack([np.concatenate([to_np(act(model(b[0]).float())) for b in dl]) for _ in (progress_bar(times, leave=False) if watched() else times)])
     finally: model.train(was)
 
 # %% ../nbs/56_doubt.ipynb #c99a3b80
@@ -71,13 +72,13 @@ def by_ensemble(learners, dl) -> np.ndarray:
     dl = dl.new(shuffle=False, drop_last=False)
     return np.concatenate([passes(l, dl, 1) for l in learners])
 
-# %% ../nbs/56_doubt.ipynb #798864c0
+# %% ../nbs/56_doubt.ipynb #4f974ba7
 def doubts(
     probs, # (n,c), or (s,n,c) of several answers
 ) -> pd.DataFrame: # (n rows) the higher, the more doubtful
     "Scores of doubt: one minus the largest probability and the entropy; of several answers mutual information and spread too"
-    q = to_np(probs).astype(float)
-    q = q if q.ndim == 3 else q[None]
+    q = floats(probs, 'probs')
+    q, _ = check_trainings(q, np.zeros(q.shape[-2:-1], int))
     mean = q.mean(0)
     out = {'1 - largest probability': 1 - mean.max(1), 'entropy': entr(mean).sum(1)}
     if len(q) > 1:
@@ -85,7 +86,7 @@ def doubts(
         out |= {'mutual information': np.maximum(out['entropy'] - entr(q).sum(2).mean(0), 0), 'spread': own.std(0)}
     return pd.DataFrame(out)
 
-# %% ../nbs/56_doubt.ipynb #2050d656
+# %% ../nbs/56_doubt.ipynb #c43de5df
 def judged(probs, targs):
     "Mean probabilities (n,c), classes (n,), and whether each answer is wrong"
     q, t = check_trainings(probs, targs)
@@ -94,7 +95,7 @@ def judged(probs, targs):
 
 def in_order(score, n, seed=0):
     "Rows from sure to doubtful; a tie is broken by lot, since files often lie in the order of classes"
-    s = np.asarray(score, float)
+    s = floats(score, 'score')
     if s.shape != (n,) or not np.isfinite(s).all(): raise MedkitError(f'The score of doubt has shape {s.shape} and must be one finite number for each of {n} pictures')
     return np.lexsort((np.random.default_rng(seed).random(n), s))
 
@@ -127,7 +128,7 @@ def aurc(
     a, gain = (Estimate(*around(v, b - v, len(t), None if codes is None else codes.max() + 1)) for v, b in zip(seen, boot))
     return (a if 0 < e.sum() < len(e) else rate(e > 0, e > -1, codes)), gain # without a mistake all resamples are the same
 
-# %% ../nbs/56_doubt.ipynb #75dee3b1
+# %% ../nbs/56_doubt.ipynb #4b5d9cd8
 def selective(
     probs, targs, # As in `aurc`
     score=None,   # As in `aurc`
@@ -138,6 +139,7 @@ def selective(
     "A row a share: the error among those kept (value, Wilson's interval, n), and by how much it fell, with a bootstrap interval"
     p, t, wrong = judged(probs, targs)
     n, (e, codes) = len(t), ordered(wrong, 1 - p.max(1) if score is None else score, groups, seed)
+    refer = np.atleast_1d(floats(refer, 'refer'))
     if bad := [r for r in refer if not 0 <= r < 1]: raise MedkitError(f'refer holds {bad[0]}: give shares from 0 to below 1')
     draws = resamples(n, n_boot, seed, codes)
     def fall(w, k):
@@ -173,7 +175,7 @@ def selective_figure(
     ax.set_xlim(0, 1.01); ax.set_ylim(-.01, min(1, 1.6*wrong.mean() + .06)); ax.set_xlabel(f'share kept, of {n}', color=MUTED, fontsize=9); ax.legend(frameon=False, fontsize=8.5, labelcolor=INK)
     return fig
 
-# %% ../nbs/56_doubt.ipynb #78c4cfdb
+# %% ../nbs/56_doubt.ipynb #d7541c93
 @dataclass
 class Doubt:
     "What `doubt` found"
@@ -193,6 +195,7 @@ class Doubt:
 
 def needs_classes(learn, what):
     "A `MedkitError` for learners without one class a picture"
+    needs_learner(learn, what)
     if hasattr(learn.dls, 'plan') or getattr(learn.dls, 'task', '') in (NUMBER, SEVERAL): raise MedkitError(f'{what} is for classifiers with one class a picture: masks, numbers and several labels have no single answer to doubt')
 
 # %% ../nbs/56_doubt.ipynb #e810a9a0
@@ -225,14 +228,20 @@ def doubt(
     notes = [where, f'{told}. The value is the area under the risk-coverage curve, and the gain how far that is below a random order. Choose the score on validation: the best of several on the test set is a lucky one.']
     return Doubt(q, t, doubts(q), order_table(q, t, doubts(q), seed, groups), notes + group_note(group_codes(groups, len(t))), groups)
 
-# %% ../nbs/56_doubt.ipynb #87c7417d
+# %% ../nbs/56_doubt.ipynb #1c86798a
+def uint8_pictures(images) -> np.ndarray:
+    "Pictures as an array, else a `MedkitError`"
+    x = np.asarray(images)
+    if x.dtype != np.uint8 or not (x.ndim == 3 and x.shape[2] != 3 or x.ndim == 4 and x.shape[3] == 3): # three columns are the colours of one picture
+        raise MedkitError(f'Pictures came as {x.dtype} of shape {x.shape}: give uint8 (n,h,w) or (n,h,w,3), of one picture images[None]')
+    return x
+
 def other_camera(
     images,      # uint8 (n,h,w) or (n,h,w,3)
     strength=1., # 0 leaves them as they are
 ) -> np.ndarray: # uint8, same shape
     "The same scenes through another camera: darker midtones, warmer colours, dark corners"
-    x = np.asarray(images)
-    if x.dtype != np.uint8 or not (x.ndim == 3 or x.ndim == 4 and x.shape[3] == 3): raise MedkitError(f'Pictures came as {x.dtype} of shape {x.shape}: give uint8 (n,h,w) or (n,h,w,3)')
+    x = uint8_pictures(images)
     a, b = (np.linspace(-1, 1, k) for k in x.shape[1:3])
     corner = 1 - .35*strength*(a[:, None]**2 + b**2)/2
     warm = 1 + strength*np.array([.1, 0, -.15]) if x.ndim == 4 else 1.
@@ -326,7 +335,7 @@ def ood_figure(scores, limits) -> Figure:
     fig.supxlabel(f"score: the higher, the stranger. Grey: own pictures, n = {len(scores['own'][m])}; blue: foreign; dotted: the alarm", fontsize=9, color=MUTED)
     return fig
 
-# %% ../nbs/56_doubt.ipynb #f0254979
+# %% ../nbs/56_doubt.ipynb #59f034b0
 def ood(
     learn,   # A trained classifier of pictures, with the loaders that it was trained on
     foreign, # {name: source}; a source is an array (n,h,w[,3]) uint8, a list of files, a folder, a loader, or what `open_images` takes
@@ -335,7 +344,7 @@ def ood(
 ) -> Ood:
     "Can the model tell strangers from its own? Fitted on training pictures, the alarm set on validation"
     ood_learner(learn)
-    if not foreign or not isinstance(foreign, dict) or 'own' in foreign: raise MedkitError("foreign names the strangers, as in {'chest': folder}; the name 'own' is taken")
+    if not isinstance(foreign, dict) or not foreign or 'own' in foreign: raise MedkitError("foreign names the strangers, as in {'chest': folder}; the name 'own' is taken")
     dls, (own, _) = learn.dls, pick_dl(learn, dl)
     others = {k: strangers(learn, v) for k, v in foreign.items()}
     x, y = features(learn, dls.train), train_labels(dls)

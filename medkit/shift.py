@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'PICTURES', 'VOLUME_LEVELS', 'noise', 'blur', 'per_picture', 'contrast', 'gamma', 'jpeg', 'pixelate',
-           'stain', 'corrupt', 'volume_change', 'corrupt_volume', 'loader_for', 'like_home', 'answers_of', 'Measure',
-           'measure_of', 'masks_under', 'Robustness', 'sum_up', 'plot_robustness', 'robust_pictures', 'robust_masks',
-           'robustness', 'at_shares', 'two_sites', 'external_test']
+           'stain', 'check_severity', 'corrupt', 'volume_change', 'corrupt_volume', 'loader_for', 'with_names',
+           'like_home', 'answers_of', 'Measure', 'measure_of', 'masks_under', 'Robustness', 'sum_up', 'plot_robustness',
+           'robust_pictures', 'robust_masks', 'robustness', 'at_shares', 'two_sites', 'external_test']
 
 # %% ../nbs/57_shift.ipynb #3ecea3fe
 import contextlib, io, math
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-# %% ../nbs/57_shift.ipynb #86d16ae4
+# %% ../nbs/57_shift.ipynb #be2bcf85
 from .core import MedkitError, choose, seeded, watched
 from .images import ImageSet, form_of, open_images
 from .volumes import read_mask, read_volume
@@ -30,10 +30,11 @@ from .predict import MEMORY, as_models, label_map
 from .intervals import Estimate, group_codes, mean_ci, mean_of_parts, rate, to_np
 from .results import figure_uri, table_html
 from .masks import dice
-from .evaluate import LOWER_IS_BETTER, class_metric, class_probs, compare_probs, correlation, metric_estimate, ratio_influence, score_probs
+from .evaluate import LOWER_IS_BETTER, class_metric, class_probs, compare_probs, correlation, metric_estimate, pick_dl, ratio_influence, score_probs
 from .pages import INK, MUTED, VALID, tidy
 from .judge import difference
-from .calibrate import verdict_of
+from .calibrate import needs_learner, verdict_of, whole
+from .doubt import uint8_pictures
 
 # %% ../nbs/57_shift.ipynb #71985158
 LEVELS = dict(noise=(.03, .06, .1, .15, .22),      # standard deviation
@@ -71,7 +72,12 @@ def stain(x, s, rng):
     from skimage.color import hed2rgb, rgb2hed
     return hed2rgb(rgb2hed(x)*rng.uniform(1-s, 1+s, (len(x), 1, 1, 3))).astype(np.float32)
 
-# %% ../nbs/57_shift.ipynb #96ca2409
+# %% ../nbs/57_shift.ipynb #b6481f2b
+def check_severity(severity) -> int:
+    "A severity from 0 to 5, else a `MedkitError`"
+    if not isinstance(severity, (int, np.integer)) or not 0 <= severity <= 5: raise MedkitError(f'severity={severity!r}: give 0 (none), or a whole number from 1 to 5 (worst)')
+    return int(severity)
+
 PICTURES = dict(noise=noise, blur=blur, contrast=contrast, gamma=gamma, jpeg=jpeg, pixelate=pixelate, stain=stain)
 
 def corrupt(
@@ -81,12 +87,10 @@ def corrupt(
     seed=0,   # Same seed, same pictures
 ):            # uint8, same shape
     "Pictures as a worse camera, screen or archive gives them"
-    f, x = PICTURES[choose(kind, PICTURES, 'corruption')], np.asarray(images)
-    if x.dtype != np.uint8 or not (x.ndim == 3 or x.ndim == 4 and x.shape[3] == 3): raise MedkitError(f'Pictures came as {x.dtype} of shape {x.shape}: give uint8 (n,h,w) or (n,h,w,3)')
+    f, x = PICTURES[choose(kind, PICTURES, 'corruption')], uint8_pictures(images)
     if not len(x): raise MedkitError('There are no pictures to corrupt: give at least one')
-    if severity not in range(6): raise MedkitError(f'severity={severity!r}: give 0 (none) to 5 (worst)')
     if kind == 'stain' and x.ndim == 3: raise MedkitError('A stain shift needs colour, and these pictures are grey: choose another corruption')
-    if not severity: return x
+    if not check_severity(severity): return x
     parts, rng = np.array_split(x, math.ceil(x.size/4e6)), np.random.default_rng(seed) # a part at a time fits any memory
     return np.concatenate([np.rint(np.clip(f(p.astype(np.float32)/255, LEVELS[kind][severity-1], rng), 0, 1)*255).astype(np.uint8) for p in parts])
 
@@ -103,7 +107,7 @@ def volume_change(kind, s, high):
     return dict(noise=lambda: tio.RandomNoise(std=(s*high,)*2), bias=lambda: tio.RandomBiasField(coefficients=s), spacing=lambda: tio.RandomAnisotropy(downsampling=(s, s)),
                 motion=lambda: tio.RandomMotion(degrees=(-s, s), translation=(-s, s), num_transforms=2), ghosting=lambda: tio.RandomGhosting(num_ghosts=(4, 4), intensity=(s, s)))[kind]()
 
-# %% ../nbs/57_shift.ipynb #9210d01a
+# %% ../nbs/57_shift.ipynb #b5fd7eca
 def corrupt_volume(
     x,        # Tensor (C,X,Y,Z), float
     kind,     # A name of `VOLUME_LEVELS`
@@ -114,8 +118,9 @@ def corrupt_volume(
     "A volume as a worse scan gives it"
     import torchio as tio
     level = VOLUME_LEVELS[choose(kind, VOLUME_LEVELS, 'corruption of volumes')]
-    if severity not in range(6): raise MedkitError(f'severity={severity!r}: give 0 (none) to 5 (worst)')
-    if not severity: return x
+    if not isinstance(x, torch.Tensor) or x.ndim != 4: raise MedkitError(f'A volume came as {type(x).__name__} of shape {tuple(np.shape(x))}: give a tensor (C,X,Y,Z), as torch.from_numpy(x)[None]')
+    if not x.isfinite().all(): raise MedkitError('The volume holds NaN or infinity: replace it, as with torch.nan_to_num')
+    if not check_severity(severity): return x
     low, high = np.percentile(x.numpy(), [1, 99])
     img = tio.ScalarImage(tensor=(x - low).float(), affine=np.diag([*spacing, 1.])) # a bias multiplies, so black must be 0
     with seeded(seed): return volume_change(kind, level[severity-1], high-low)(img).data + low
@@ -129,7 +134,12 @@ def loader_for(
     dsets = image_dsets(replace(s, splits=np.full(len(s), 'train')))
     return dls.valid.new(hold(test_set(dsets, range(len(s)), with_labels=True), set_tensors(s, dsets)))
 
-# %% ../nbs/57_shift.ipynb #4e7f9264
+# %% ../nbs/57_shift.ipynb #1e8ce583
+def with_names(s:ImageSet, names) -> ImageSet:
+    "A set of arrays whose class numbers have no names, with those of home"
+    if set(s.classes) & set(names): return s
+    return replace(s, classes=[dict(zip(map(str, range(len(names))), names)).get(c, c) for c in s.classes])
+
 def like_home(
     away, # Whatever `open_images` takes
     home:ImageSet,
@@ -139,6 +149,7 @@ def like_home(
     with contextlib.redirect_stdout(io.StringIO()): s = open_images(away, edge).load() # a split that it draws is not used
     if form_of(s.images) == 'colour' and form_of(home.images) == 'grey': s = replace(s, images=np.stack([np.asarray(Image.fromarray(i).convert('L')) for i in s.images]))
     if form_of(s.images) == 'grey' and form_of(home.images) == 'colour': s = replace(s, images=np.repeat(s.images[..., None], 3, 3))
+    if isinstance(away, (tuple, list, dict)): s = with_names(s, home.classes)
     if s.images.shape[1:] != home.images.shape[1:]: raise MedkitError(f'{s.name} has pictures of {s.images.shape[1:]}, the training set of {home.images.shape[1:]}: bring them to one size')
     if s.labels.ndim != home.labels.ndim or (s.task == NUMBER) != (home.task == NUMBER): raise MedkitError(f'{s.name} is a set for {s.task}, the learner was trained for {home.task}: compare sites on one question')
     if home.classes and (odd := sorted(set(s.classes) - set(home.classes))): raise MedkitError(f"{s.name} has the class {odd[0]!r}, which the learner does not know ({', '.join(home.classes[:8])}): rename or remove it, as in replace(open_images(...), classes=[...])")
@@ -234,13 +245,13 @@ def plot_robustness(
     fig.supxlabel(f'severity (0 is as it came); n = {int(r.table.n.max())}', fontsize=9, color=MUTED); fig.supylabel(r.metric, fontsize=9, color=INK)
     return fig
 
-# %% ../nbs/57_shift.ipynb #07503f4f
+# %% ../nbs/57_shift.ipynb #6ae696a1
 def robust_pictures(learn, dl, kinds, severities, metric, n, seed, groups=None) -> Robustness:
     "`robustness` of a learner of `image_dls`"
-    s, dls = learn.dls.set, learn.dls
+    dls = learn.dls
     split = {id(l): k for l, k in zip(dls.loaders, ('train', 'val', 'test'))}.get(id(dl))
-    if split is None: raise MedkitError('robustness changes the pictures of a split: give dls.valid or dls.test')
-    s = s.part(split)
+    if split is None or not hasattr(dls, 'set'): raise MedkitError('robustness changes the pictures of a split: give dls.valid or dls.test of image_dls')
+    s = dls.set.part(split)
     rows, codes = np.sort(np.random.default_rng(seed).permutation(len(s))[:n]), group_codes(groups, len(s))
     s = s.part(rows)
     flat = form_of(s.images) != 'volume'
@@ -260,7 +271,7 @@ def robust_masks(learn, dl, kinds, severities, n, seed, groups=None) -> Robustne
         return masks_under(learn, cases, lambda x, sp: corrupt_volume(x, k, sev, sp, next(seeds)))
     return sum_up(run, None, Measure('Dice', lambda a, t: a), kinds, severities, seed, None if codes is None else codes[:n])
 
-# %% ../nbs/57_shift.ipynb #ebc1e31f
+# %% ../nbs/57_shift.ipynb #30de2de6
 def robustness(
     learn,              # A `classifier` or a `segmenter`, trained
     dl=None,            # Loader to judge on; the test set, else the validation set
@@ -272,9 +283,11 @@ def robustness(
     groups=None,        # Patient of each picture or case of `dl`, (n,): the intervals then count patients
 ) -> Robustness:
     "The metric at each severity of each corruption, with intervals, their mean and the worst case (after Hendrycks & Dietterich, 2019)"
-    dl = dl or learn.dls[min(2, len(learn.dls.loaders)-1)]
-    if not severities or set(severities) - set(range(1, 6)): raise MedkitError(f'severities={severities!r}: give some of 1 to 5')
-    return robust_masks(learn, dl, kinds, severities, n, seed, groups) if hasattr(learn.dls, 'plan') else robust_pictures(learn, dl, kinds, severities, metric, n, seed, groups)
+    needs_learner(learn, 'robustness')
+    dl, steps = pick_dl(learn, dl)[0], [check_severity(s) for s in np.atleast_1d(severities).tolist()]
+    if 0 in steps or not steps: raise MedkitError(f'severities={severities!r}: give some of 1 to 5')
+    if n is not None: whole(n, 'n')
+    return robust_masks(learn, dl, kinds, steps, n, seed, groups) if hasattr(learn.dls, 'plan') else robust_pictures(learn, dl, kinds, steps, metric, n, seed, groups)
 
 # %% ../nbs/57_shift.ipynb #a016d2bd
 def at_shares(p, t, shares, groups=None) -> Estimate:
@@ -290,18 +303,20 @@ def two_sites(home:Estimate, away:Estimate) -> dict:
     out = {f'{name}{e}': v for name, r in (('home', home), ('away', away)) for e, v in zip(('', '_low', '_high', '_n'), r)}
     return out | dict(change=d.value, change_low=d.low, change_high=d.high, verdict=verdict_of(d.low, d.high))
 
-# %% ../nbs/57_shift.ipynb #c27740cf
+# %% ../nbs/57_shift.ipynb #09405dc9
 def external_test(
     learn,     # A `classifier`, trained
-    away,      # The other site: a loader, or whatever `open_images` takes; all its pictures are used
+    away,      # The other site: a loader, or whatever `open_images` takes (numbers as labels are home's); all its pictures are used
     home=None, # A loader; the test set, else the validation set
     groups=None,      # Patient of each picture at home, (n,): its intervals then count patients
     away_groups=None, # The same of the other site
 ) -> pd.DataFrame:
     "Accuracy, accuracy at home's class shares, balanced accuracy and AUC at home and away, each with its interval, and the change"
+    needs_learner(learn, 'external_test')
     if hasattr(learn.dls, 'plan') or getattr(learn.dls, 'task', '') in (SEVERAL, NUMBER): raise MedkitError('external_test compares classes at two sites: for masks compare two results of report, for labels and numbers two of evaluate')
-    dls = learn.dls
-    a, b = (answers_of(learn, o) for o in (home or dls[min(2, len(dls.loaders)-1)], away if hasattr(away, 'one_batch') else loader_for(dls, like_home(away, dls.set))))
+    dls, home = learn.dls, pick_dl(learn, home)[0]
+    if not hasattr(away, 'one_batch') and not hasattr(dls, 'set'): raise MedkitError('The loaders of this learner are not of image_dls, so the other site must come as a loader like them: give dls.test_dl(..., with_labels=True)')
+    a, b = (answers_of(learn, o) for o in (home, away if hasattr(away, 'one_batch') else loader_for(dls, like_home(away, dls.set))))
     if lack := [str(dls.vocab[c]) for c in np.unique(a[1]) if c not in b[1]]: print(f"The other site has no {', '.join(lack)}: balanced accuracy and AUC are means over the classes that each site has")
     shares = np.bincount(a[1], minlength=a[0].shape[1])*np.isin(np.arange(a[0].shape[1]), b[1]) # of the classes that both sites have
     a, b = (*a, groups), (*b, away_groups)

@@ -1,8 +1,10 @@
 "Shift against closed forms; volumes, masks, numbers and several labels; the drop at another site; clear errors"
 from dataclasses import replace
 import numpy as np, pandas as pd, pytest, torch
-from medkit.classify import classifier
+from medkit.calibrate import calibrate
+from medkit.classify import classifier, load_classifier, save_classifier
 from medkit.core import MedkitError
+from medkit.doubt import doubt
 from medkit.intervals import Estimate, share
 from medkit.images import open_images
 from medkit.loaders import image_dls
@@ -52,6 +54,20 @@ def test_another_site(learn, capsys):
     only = external_test(learn, (x[y == 'bright'], y[y == 'bright'], s[y == 'bright'])).set_index('metric')     # one class there
     assert 'has no dark' in capsys.readouterr().out and np.isnan(only.change['AUC, macro']) and only.verdict['AUC, macro'] == 'no interval'
     assert only.change["accuracy at home's class shares"] == pytest.approx(0)
+
+def test_a_loaded_model_has_no_pictures(learn, tmp_path):
+    "Two black pictures stand in their place: nothing is judged on those, and a loader can be given"
+    x, y, s = arrays(seed=3)
+    back = load_classifier(save_classifier(classifier(learn.dls, 'simple_cnn', pretrained=False), tmp_path/'m'), 'cpu')
+    for f in (robustness, lambda l: external_test(l, (x, y, s)), doubt, calibrate):
+        with pytest.raises(MedkitError, match='no pictures'): f(back)
+    with pytest.raises(MedkitError, match='too few'): calibrate(back, dl=learn.dls.test)
+    assert (external_test(back, (x, y, s), learn.dls.test).home_n == 30).all()
+
+def test_numbers_are_homes_classes(learn):
+    "Sorted, 'bright' is number 0 at home"
+    x, y, s = arrays(seed=3)
+    assert external_test(learn, (x, 1-y)).away[0] == 1 and external_test(learn, (x, y)).away[0] == 0
 
 @pytest.mark.parametrize('site, word', [(lambda x, y, s: (x, np.array(['dark', 'grey'])[(y == 'dark')*1], s), "class 'grey'"), (lambda x, y, s: (x, np.linspace(0, 1, len(y)), s), 'compare sites on one question'),
                                          (lambda x, y, s: 'no_such_folder', 'no_such_folder')])
