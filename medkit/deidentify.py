@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['EDITION', 'UNLISTED', 'FREE', 'WORDS', 'COUNTS', 'CJK', 'NUMBERED', 'CODES', 'METHODS', 'NOTES', 'STOPS', 'OURS',
-           'DONE', 'SIGNS', 'SEQUENCES', 'WITHHELD', 'DUMMIES', 'MADE', 'PERSONAL', 'CALLED', 'SKIP', 'AUTHORS',
+           'DONE', 'SIGNS', 'COMMON', 'WITHHELD', 'DUMMIES', 'MADE', 'PERSONAL', 'CALLED', 'SKIP', 'AUTHORS',
            'PICTURES', 'VOLUMES', 'TEXTS', 'SAYS', 'annex_e', 'misplaced', 'rule', 'Pseudonyms', 'patient_key',
            'shift_date', 'dummy', 'each', 'several', 'strip_tags', 'seeker', 'own_words', 'birth_days', 'drop_echoes',
            'say_so', 'new_head', 'refusal', 'holds', 'numbers', 'cleaned', 'about', 'new_name', 'own_uid', 'clean_file',
            'text_in_dicom', 'whole_folder', 'two_folders', 'files_of', 'signs', 'terms', 'a_term', 'a_person',
            'field_signs', 'path_signs', 'names_within', 'shown', 'Deidentified', 'withheld', 'not_covered',
-           'deidentify', 'tells', 'personal_tags', 'behind_pixels', 'dicom_signs', 'dicom_picture', 'nifti_signs',
-           'extension_signs', 'bare', 'json_signs', 'json_key', 'picture_signs', 'table_signs', 'text_signs',
-           'file_signs', 'content_signs', 'phi_check']
+           'deidentify', 'tells', 'personal_tags', 'behind_pixels', 'free_texts', 'dicom_signs', 'dicom_picture',
+           'nifti_signs', 'extension_signs', 'bare', 'json_signs', 'json_key', 'picture_signs', 'table_signs',
+           'text_signs', 'file_signs', 'content_signs', 'phi_check']
 
 # %% ../nbs/26_deidentify.ipynb #d03b4d0d
 import contextlib, csv, filecmp, functools, hashlib, hmac, io, json, nibabel as nib, numpy as np, os, pandas as pd, pydicom, re, secrets, shutil, tempfile, uuid
@@ -304,15 +304,16 @@ def signs(
     "What a text seems to hold that identifies: names of `SIGNS`"
     return [k for k, p in SIGNS.items() if re.search(p, text, re.I)] + ['a known name']*bool(seeker(frozenset(known)).search(text))
 
-# %% ../nbs/26_deidentify.ipynb #a53aff4e
-SEQUENCES = set('ax axial cor sag tra flair mprage space swi dwi adc fisp tse haste vibe dixon epi bold dti pre post native gadolinium siemens philips toshiba canon skyra magnetom somatom healthcare healthineers adobe photoshop covid pneumonia bleed normal dataset train valid'.split())
+# %% ../nbs/26_deidentify.ipynb #f6e6fa85
+COMMON = set('ax axial cor sag tra flair mprage space swi dwi adc fisp tse haste vibe dixon epi bold dti pre post native gadolinium siemens philips toshiba canon skyra magnetom somatom healthcare healthineers adobe photoshop'.split()
+             + 'covid pneumonia bleed normal dataset train valid nevi melanocytic seborrheic gesund krank befund kopf gehirn blutung leber milz ordner bilder daten projekt klasse neue eigene unsere'.split())
 
 @functools.cache
 def terms() -> set:
     "Words, in lower case, of the keywords of DICOM and of SNOMED CT as pydicom has them, and some of those that name scans, scanners and sets"
     from pydicom.sr.codedict import codes
     keywords = [e[4] for e in DicomDictionary.values()] + codes.SCT.dir() + codes.DCM.dir()
-    return {w.lower() for k in keywords for w in re.findall('[A-Z][a-z]+|[A-Z]+(?![a-z])', k)} | SEQUENCES
+    return {w.lower() for k in keywords for w in re.findall('[A-Z][a-z]+|[A-Z]+(?![a-z])', k)} | COMMON
 
 def a_term(word) -> bool: return not {word.lower(), word.lower().removesuffix('s')}.isdisjoint(terms()) or word.lower().endswith(('oma', 'osis', 'itis', 'emia', 'pathy', 'plasia', 'nevus'))
 
@@ -426,7 +427,7 @@ def personal_tags(ds) -> list:
     marked, moved = ds.get('PatientIdentityRemoved') == 'YES', ds.get('LongitudinalTemporalInformationModified') == 'MODIFIED'  # where it says REMOVED there must be none
     return sorted({e.keyword or str(e.tag) for e in ds.iterall() if e.VR != 'SQ' and tells(e, marked, moved, str(ds.get('PatientID') or ''))})
 
-# %% ../nbs/26_deidentify.ipynb #1e2692a3
+# %% ../nbs/26_deidentify.ipynb #1b4a29ad
 MADE = re.compile('Manufacturer|Software|Kernel|Coil|Algorithm|CodeMeaning')  # two capitalised words are a product or a code here
 
 def behind_pixels(ds) -> bool:
@@ -435,17 +436,22 @@ def behind_pixels(ds) -> bool:
     try: return any(ds.PixelData[pydicom.pixels.utils.get_expected_length(ds):][1:])  # one byte may pad an odd number
     except BROKEN: return False
 
+def free_texts(ds, known) -> list:
+    "(keyword, sign) of the texts that no table lists"
+    texts = [(e.keyword, o) for e in ds.iterall() if e.VR in WORDS and rule(e.tag, e.VR) == 'keep' and 'Deidentification' not in e.keyword for o in each(e)]
+    found = {(k, s) for k, o in texts for s in (signs if MADE.search(k) else field_signs)(o, known)}
+    return sorted(found - {('CodeValue', 'a long number')})  # SNOMED CT has codes of nine digits
+
 def dicom_signs(path, known) -> list:
     "(check, where) of what a DICOM file still holds"
     with quietly():
         ds, faults = header(path)
         if ds is None: return [('not looked into', faults[0])]
         listed, private = personal_tags(ds), [e.tag for e in ds.iterall() if e.tag.is_private]
-        free = {(e.keyword, k) for e in ds.iterall() if e.VR in WORDS and rule(e.tag, e.VR) == 'keep' and 'Deidentification' not in e.keyword for o in each(e) for k in (signs if MADE.search(e.keyword) else field_signs)(o, known)}
         head = [k for k in ('SourceApplicationEntityTitle', 'SendingApplicationEntityTitle', 'PrivateInformation') if ds.file_meta.get(k)] + ['preamble']*any(getattr(ds, 'preamble', None) or b'')
-        kind, behind = about(ds), behind_pixels(ds)
+        kind, behind, free = about(ds), behind_pixels(ds), free_texts(ds, known)
     found = [('DICOM tags', ', '.join(listed))]*bool(listed) + [('private tags', f'{len(private)} tags')]*bool(private) + [('file head', ', '.join(head))]*bool(head)
-    found += [('text', f'{k} may hold {s}') for k, s in sorted(free)] + [('text', 'bytes behind the pixels')]*behind + [('not marked', '(0012,0062)')]*(ds.get('PatientIdentityRemoved') != 'YES')
+    found += [('text', f'{k} may hold {s}') for k, s in free] + [('text', 'bytes behind the pixels')]*behind + [('not marked', '(0012,0062)')]*(ds.get('PatientIdentityRemoved') != 'YES')
     return found + (dicom_picture(path, kind) if 'no picture' not in faults else [('reports', kind['what'])])
 
 def dicom_picture(path, kind) -> list:
