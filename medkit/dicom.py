@@ -421,14 +421,14 @@ def series_affine(series) -> np.ndarray:
     m[:3, 0], m[:3, 1], m[:3, 2], m[:3, 3] = series.turn[0]*s['mm'][1], series.turn[1]*s['mm'][0], step, s['at']
     return LPS @ m
 
-# %% ../nbs/25_dicom.ipynb #59c84c47
+# %% ../nbs/25_dicom.ipynb #566eb29c
 @contextlib.contextmanager
 def in_own_words(path):
     "Read without warnings, and tell of what pydicom cannot decode without quoting it"
     try:
         with quietly(): yield
     except MedkitError: raise
-    except BROKEN as e: raise MedkitError(f'{Path(path).name} cannot be decoded ({type(e).__name__}): the file is broken, export it again') from None
+    except BROKEN as e: raise MedkitError(f'{Path(path).name} cannot be decoded ({type(e).__name__}): it is broken, or its compression needs another decoder (pip install "medkit[dicom]")') from None
 
 def named(path) -> Path:
     "A file or folder that somebody named"
@@ -493,9 +493,12 @@ def why_no_volume(series) -> str:
     if other := repeats(series)[1]: return f'two different slices lie at one place ({len(other)} times)'
     return scale_fault(series)
 
-# %% ../nbs/25_dicom.ipynb #6dc075f5
-def series_image(series) -> nib.Nifti1Image:
+# %% ../nbs/25_dicom.ipynb #629589ff
+def series_image(
+    source, # A `Series`, or a folder or file that holds one
+) -> nib.Nifti1Image:
     "A series as a NIfTI image in memory: values in HU or the series' unit, its affine in mm, RAS"
+    series = one_series(source)
     if why := why_no_volume(series): raise MedkitError(f'{series!r} is no volume, {why}: look at check_dicom(folder), and export it again')
     keep = [series.slices[i] for i in steps(series).keep]
     x = np.stack([values(series.folder/s['file'], s['frame']).T for s in keep], -1)
@@ -676,7 +679,7 @@ def check_dicom(folder) -> Findings:
     "What is wrong with a folder of DICOM files, the worst first"
     return open_dicom(folder).findings
 
-# %% ../nbs/25_dicom.ipynb #0a2596e9
+# %% ../nbs/25_dicom.ipynb #f2e7e1cf
 def one_series(
     source, # A `Series`, or a folder or file that holds one
 ) -> Series:
@@ -692,10 +695,10 @@ def dicom_to_nifti(
     path,   # Ends in .nii.gz or .nii
 ) -> Path:
     "Write a DICOM series as a NIfTI file, whole or not at all"
-    path = Path(path)
+    path = named(path)
     if not path.name.lower().endswith(('.nii', '.nii.gz')): raise MedkitError(f'{path} is no name for a NIfTI file: let it end in .nii.gz')
     if path.exists(): raise MedkitError(f'{path} exists: choose another name, so that nothing is lost')
-    img = series_image(one_series(source))
+    img = series_image(source)
     with atomic(path) as f: nib.save(img, f)
     return path
 
@@ -742,16 +745,16 @@ def picture(
         g = greys(x, ds) if level is None else window(x, level, width)
         return 255 - g if colours == 'MONOCHROME1' else g
 
-# %% ../nbs/25_dicom.ipynb #8b412752
+# %% ../nbs/25_dicom.ipynb #b6c30a52
 def show_series(
-    series,
+    source,     # A `Series`, or a folder or file that holds one
     n=12,       # Slices, evenly over the series
     level=None, # As for `picture`
     width=None,
 ):
     "A montage of a series from its first position to its last, with the positions in mm"
     import matplotlib.pyplot as plt
-    some = np.unique(np.linspace(0, len(series) - 1, min(n, len(series))).round().astype(int)); cols = min(6, len(some)); rows = -(-len(some)//cols)
+    series = one_series(source); some = np.unique(np.linspace(0, len(series) - 1, min(n, len(series))).round().astype(int)); cols = min(6, len(some)); rows = -(-len(some)//cols)
     fig, axs = plt.subplots(rows, cols, figsize=(1.6*cols, 1.75*rows), layout='constrained', squeeze=False)
     for ax in axs.flat: ax.axis('off')
     for ax, i in zip(axs.flat, some):
@@ -759,7 +762,7 @@ def show_series(
         ax.imshow(picture(series.folder/s['file'], level, width, s['frame']), cmap='gray', vmin=0, vmax=255, aspect=s['mm'][0]/s['mm'][1] if s['mm'] else 1)
     return fig
 
-# %% ../nbs/25_dicom.ipynb #81c9cf70
+# %% ../nbs/25_dicom.ipynb #5414082c
 def side_lines(series, a, b) -> np.ndarray:
     "(slices, 2 ends, 2): where the middle line of each slice lies in the plane of the patient's axes `a` and `b`, mm"
     s = series.slices[0]; ends = [np.outer((0, n), d*m) for n, d, m in zip((s['columns'], s['rows']), series.turn, s['mm'][::-1])]
@@ -771,7 +774,7 @@ def show_positions(series):
     import matplotlib.pyplot as plt
     fig, axs = plt.subplots(1, 2, figsize=(7, 3.2), layout='constrained')
     for ax, (a, b), (left, right) in zip(axs, ((1, 2), (0, 2)), (('front', 'back'), ('right', 'left'))):
-        for k, s in enumerate(o for o in series if o.placed):
+        for k, s in enumerate(o for o in ([series] if isinstance(series, Series) else series) if o.placed):
             for i, line in enumerate(side_lines(s, a, b)): ax.plot(*line.T, color=plt.cm.tab10(k % 10), lw=.8, label=f'series {s.number}' if not i else None)
         ax.set_aspect('equal', 'datalim'); ax.set_xlabel(f'{left} to {right}, mm', fontsize=8); ax.set_ylabel('up, mm', fontsize=8); ax.tick_params(labelsize=7)
     axs[0].legend(fontsize=7, loc='upper right')
@@ -846,7 +849,7 @@ def source_frames(series) -> tuple:
     if len(at) != int(ds.NumberOfFrames): raise MedkitError(f'{series!r} is part of the frames of its file: a segmentation of all frames is wanted')
     return [ds], [at[i] for i in range(len(at))]
 
-# %% ../nbs/25_dicom.ipynb #5552cbae
+# %% ../nbs/25_dicom.ipynb #a36c642d
 def write_seg(
     mask,         # A NIfTI image or file on the grid of the series, or an array (columns, rows, slices) of labels
     source,       # The `Series` it was drawn on, or a folder or file that holds one
@@ -858,7 +861,7 @@ def write_seg(
 ) -> Path:
     "Write a mask as a DICOM segmentation object that refers to its series (PS3.3 A.51). The patient is named, as in the series"
     import matplotlib.pyplot as plt
-    hd, series, path = _highdicom(), one_series(source), Path(path)
+    hd, series, path = _highdicom(), one_series(source), named(path)
     if path.exists() or not path.name.lower().endswith('.dcm'): raise MedkitError(f'{path} exists or does not end in .dcm: choose another name')
     if why := why_no_volume(series): raise MedkitError(f'{series!r} is no volume, {why}: a mask cannot be placed in it')
     y = mask_of(mask, series, labels); sources, order = source_frames(series); codes, colours = codes or {}, colours or {}
