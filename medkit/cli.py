@@ -64,9 +64,10 @@ def is_volumes(source) -> bool:
     return (Path(source)/'dataset.json').exists() or (not Path(source).exists() and entry(source).task == 'segmentation')
 
 def cmd_train(a):
+    from medkit.report import report_folder
     from medkit.training import quiet, restore
     check_data(a.data)
-    out = out_folder(a.out)
+    out = report_folder(out_folder(a.out))
     with environ(**({'MEDKIT_DATA': a.data} if a.data else {})): learn, fit, save, recipe = (train_volumes if is_volumes(a.source) else train_pictures)(a)
     try_folder(out)
     try:
