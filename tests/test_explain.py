@@ -1,12 +1,12 @@
 "Explanations: equal to sums by hand, to other libraries and to closed forms; every kind of learner; nothing changed; clear errors"
 import numpy as np, pytest, torch
-from captum.attr import LayerGradCam
-from fastai.basics import Learner
+from captum.attr import GuidedBackprop, LayerGradCam
+from fastai.vision.all import CrossEntropyLossFlat, DataBlock, ImageBlock, Learner, MSELossFlat, MultiCategoryBlock, RegressionBlock, SegmentationDataLoaders, get_image_files
 from PIL import Image
 from torch import nn
 from medkit.classify import classifier
 from medkit.core import MedkitError
-from medkit.explain import METHODS, Score, attribute, cam_layer, cascade, check_explanations, energy, explain, extents, guided, pointing, ranks, removal, weight_groups, weights_matter
+from medkit.explain import METHODS, Score, attribute, cam_layer, cascade, check_explanations, energy, explain, extents, guided, heard, pointing, ranks, redrawn, removal, weight_groups, weights_matter
 from medkit.loaders import image_dls
 from medkit.phantom import make_sample
 from medkit.segment import segmenter, volume_dls
@@ -53,7 +53,7 @@ def test_frozen_and_inplace_layers():
     learn.model.requires_grad_(False)
     was = state(learn.model)
     for m in ('gradcam', 'guided'): assert explain(learn, 0, m).map.any(), m
-    assert cam_layer(learn.model, torch.rand(1, 3, 32, 32)) == 'layer4.1.conv2'
+    assert cam_layer(learn.model, torch.rand(1, 3, 32, 32)) == 'layer4'   # behind the sum
     assert explain(learn, 0, layer='layer3').map.shape == (32, 32) and unchanged(learn.model, was)
 
 def test_enlarged_pictures_keep_their_own_size():
@@ -84,6 +84,28 @@ def test_segmentation_around_the_label(organ):
     with pytest.raises(MedkitError, match='guided is made for ReLU'): explain(organ, 0, 'guided')
     assert cam_layer(organ.model, torch.rand(1, 1, *organ.dls.plan.patch_size)).startswith('bottleneck')
 
+@pytest.fixture(scope='module')
+def flat_masks(tmp_path_factory):
+    "A plain fastai segmenter of bright squares, its codes as names"
+    folder, rng = tmp_path_factory.mktemp('flat'), np.random.default_rng(0)
+    for i in range(10):
+        r, c = rng.integers(2, 18, 2); x, m = rng.integers(0, 90, (32, 32, 3), np.uint8), np.zeros((32, 32), np.uint8)
+        x[r:r+12, c:c+12] += 150; m[r:r+12, c:c+12] = 1
+        Image.fromarray(x).save(folder/f'{i}.png'); (folder/'masks').mkdir(exist_ok=True); Image.fromarray(m).save(folder/'masks'/f'{i}.png')
+    files = get_image_files(folder, recurse=False)
+    return SegmentationDataLoaders.from_label_func(folder, files, lambda f: folder/'masks'/f.name, codes=['rest', 'square'], bs=5, num_workers=0)
+
+def test_segmentation_of_flat_pictures(flat_masks):
+    net = nn.Sequential(nn.Conv2d(3, 2, 1))                           # square where the mean colour is above .47
+    net[0].weight.data = torch.tensor([0., 1/3])[:, None, None, None].repeat(1, 3, 1, 1); net[0].bias.data = torch.tensor([.47, 0])
+    learn = Learner(flat_masks, net, CrossEntropyLossFlat(axis=1))
+    e, y = explain(learn, 0, 'saliency'), np.asarray(flat_masks.valid_ds[0][1])
+    assert e.target == 'square' and e.said == '144 pixels' and (e.truth == y).all() and (e.where == y).all()
+    assert np.allclose(e.map, e.where/3) and (explain(learn, 0, 'saliency', 'square').map == e.map).all()     # what lies elsewhere has no part in it
+    assert 'dashed' in e.figure()._suptitle.get_text() and explain(learn, 0).map[e.where].all()
+    with pytest.raises(MedkitError, match='did you mean square'): explain(learn, 0, target='sqare')
+    with pytest.raises(MedkitError, match='knows classifiers'): check_explanations(learn, n=2)
+
 def test_segmentation_score_is_the_sum_inside_the_mask(organ):
     x = torch.rand(1, 1, *organ.dls.plan.patch_size)
     where = torch.zeros(organ.dls.plan.patch_size); where[4:9, 5:9, 6:9] = 1
@@ -105,7 +127,7 @@ def small(dims=2):
 def test_gradcam_equals_captum(dims):
     net, x = small(dims), torch.randn(3, 2, *[10]*dims)
     s = Score(net, x, 2)
-    ref = LayerGradCam(s, s.model[2]).attribute(x, 0, relu_attributions=True)
+    ref = LayerGradCam(s, s.model[3]).attribute(x, 0, relu_attributions=True)
     ref = nn.functional.interpolate(ref, x.shape[2:], mode='bilinear' if dims == 2 else 'trilinear')[:, 0]
     assert np.allclose(attribute(net, x, 2, 'gradcam'), ref.detach(), atol=1e-6)
 
@@ -131,7 +153,10 @@ def test_guided_by_hand():
         def backward(ctx, g): return g.relu()*(ctx.saved_tensors[0] > 0)
     z = x.clone().requires_grad_()
     net[6](net[4](Guided.apply(net[2](Guided.apply(net[0](z))))).flatten(1))[:, 0].sum().backward()
-    assert np.allclose(attribute(net, x, 0, 'guided'), z.grad.abs().amax(1), atol=1e-6)
+    mine = attribute(net, x, 0, 'guided')
+    assert np.allclose(mine, z.grad.abs().amax(1), atol=1e-6)
+    s = Score(net, x, 0)
+    assert np.allclose(mine, GuidedBackprop(s).attribute(x.requires_grad_(), 0).abs().amax(1), atol=1e-6)
 
 def test_linear_closed_forms_in_3d():
     net, x = nn.Sequential(nn.Flatten(), nn.Linear(2*5*4*3, 2)).eval(), torch.randn(2, 2, 5, 4, 3)
@@ -143,7 +168,7 @@ def test_linear_closed_forms_in_3d():
 
 def test_each_picture_its_own_class_and_alone_as_in_a_batch():
     net, x, t = small(), torch.randn(5, 2, 10, 10), np.array([2, 0, 1, 0, 2])
-    for m in ('saliency', 'integrated', 'gradcam', 'gradcampp', 'occlusion', 'guided'):
+    for m in METHODS:
         together = attribute(net, x, t, m)
         assert np.allclose(together, np.concatenate([attribute(net, x[[i]], t[i], m) for i in range(5)]), atol=1e-5), m
 
@@ -170,7 +195,7 @@ def test_maps_of_a_blob_detector_point_at_the_blob(method):
 
 def test_removal_of_a_blob_detector():
     x, m = blobs()
-    learn = type('L', (), dict(model=detector(), dls=None))()
+    learn = type('L', (), dict(model=detector(), dls=None, loss_func=nn.CrossEntropyLoss()))()
     maps = m.astype(np.float32)
     gone, back = removal(learn, x, np.ones(len(x), int), maps)
     lost, late = removal(learn, x, np.ones(len(x), int), -maps)
@@ -189,10 +214,41 @@ def test_random_weights_tell_a_picture_drawing_from_an_explanation():
     assert verdict == 'passes' and abs(e.value) < 1e-6     # the same for every picture, so never more than the control
 
 def test_groups_cover_every_weight():
-    for net in (small(), classifier(set_of((16, 16)), 'resnet18', pretrained=False).model):
-        names = sum(weight_groups(net, 4), [])
-        assert len(weight_groups(net, 4)) <= 4 and len(names) == len(set(names))
-        assert {id(p) for n in names for p in net.get_submodule(n).parameters()} == {id(p) for p in net.parameters()}
+    for net, x in ((small(), torch.rand(2, 2, 10, 10)), (classifier(set_of((16, 16)), 'resnet18', pretrained=False).model, torch.rand(2, 1, 16, 16)), (transformer(), torch.rand(2, 3, 32, 32))):
+        names = sum(weight_groups(net, x, 4), [])
+        assert len(weight_groups(net, x, 4)) <= 4 and len(names) == len(set(names))
+        assert {id(p) for n in names for p in net.get_submodule(n).parameters(recurse=False)} == {id(p) for p in net.parameters()}
+        new = redrawn(net, x, names, 1)
+        assert not [k for (k, p), q in zip(net.named_parameters(), new.parameters()) if p.ndim > 1 and p.any() and torch.equal(p, q)]   # attention's and class token's weights too
+
+def transformer():
+    from torchvision.models import VisionTransformer
+    return VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=2)
+
+def test_a_grad_cam_of_tokens_is_refused():
+    with pytest.raises(MedkitError, match='tokens behind conv_proj'): attribute(transformer(), torch.rand(1, 3, 32, 32))
+    assert attribute(transformer(), torch.rand(1, 3, 32, 32), layer='conv_proj').shape == (1, 32, 32)
+
+def test_dead_random_networks_are_no_pass():
+    "Blank maps of random networks are not unlike the first ones: there are none"
+    class Shut(nn.Linear):
+        def reset_parameters(self): nn.init.zeros_(self.weight); nn.init.zeros_(self.bias)
+    net, (x, _) = nn.Sequential(nn.Flatten(), Shut(256, 2)), blobs(20)
+    net[1].weight.data.normal_()
+    c = cascade(net, x, 1, 'saliency', draws=1)
+    assert c.spearman.isna().all() and weights_matter(c)[1] == 'undecided'
+
+TARGETS = dict(number=(RegressionBlock(1), lambda f: float(len(f.stem)), 1, MSELossFlat()), numbers=(RegressionBlock(2), lambda f: [1., 2.], 2, nn.MSELoss()), several=(MultiCategoryBlock(vocab=['a', 'b', 'c']), lambda f: ['a', 'c'], 3, nn.BCEWithLogitsLoss()))
+
+@pytest.mark.parametrize('kind', TARGETS)
+def test_plain_learners_of_numbers_and_labels(kind, flat_masks):
+    block, label, k, loss = TARGETS[kind]
+    dls = DataBlock((ImageBlock, block), get_items=lambda f: get_image_files(f, recurse=False), get_y=label).dataloaders(flat_masks.path, bs=4, num_workers=0)
+    learn = Learner(dls, nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, k)), loss)
+    out = learn.model.eval()(dls.valid.one_batch()[0][:1].as_subclass(torch.Tensor))[0].detach()
+    said = explain(learn, 0, 'saliency').said
+    assert said == (f'probability {out.sigmoid().max():.2f}' if kind == 'several' else f'value {out[0]:.4g}')
+    assert set(check_explanations(learn, methods='saliency', n=2, draws=1).table.metric) == {'random weights'} | ({'deletion', 'insertion'} if kind == 'several' else set())
 
 def test_check_of_a_number_has_no_probability():
     learn = classifier(set_of((16, 16), task='regression', n=30), 'simple_cnn', pretrained=False)
@@ -225,7 +281,7 @@ def test_masks_must_fit(plain):
 
 def test_a_plain_fastai_learner(plain):
     other = Learner(plain.dls, small_grey(), loss_func=plain.loss_func)
-    assert explain(other, 0).map.shape == (16, 16) and explain(other, 0).layer == '0'
-    assert list(extents(other.model, torch.rand(1, 1, 16, 16))) == ['0', '1']
+    assert explain(other, 0).map.shape == (16, 16) and explain(other, 0).layer == '1'
+    assert list(extents(heard(other.model, torch.rand(1, 1, 16, 16)), 2)) == ['0', '1']
 
 def small_grey(): return nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
