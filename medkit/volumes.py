@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['UNREADABLE', 'SCAN', 'Case', 'VolumeSet', 'stem', 'read_dataset_json', 'frames_of', 'with_frame', 'open_volumes',
-           'Volume', 'spacing_fault', 'hollow', 'load_nifti', 'is_dicom', 'series_files', 'slice_positions',
-           'first_tag', 'load_dicom', 'load_image', 'to_ras', 'pick_frame', 'read_volume', 'same_grid', 'read_mask',
+           'Volume', 'spacing_fault', 'hollow', 'load_nifti', 'is_dicom', 'cut_off', 'series_files', 'slice_positions',
+           'first_tags', 'load_dicom', 'load_image', 'to_ras', 'pick_frame', 'read_volume', 'same_grid', 'read_mask',
            'Memo', 'digest', 'content', 'case_content', 'foreground', 'scan_case', 'known_row', 'spacing_faults',
            'refuse', 'check_labels', 'scan', 'grid_shape', 'resize', 'thick_axis', 'zscore', 'check_norm', 'normalise',
            'prepare', 'own_order', 'mask_image', 'made_here', 'free_for_mask', 'write_mask', 'show_planes']
 
 # %% ../nbs/04_volumes.ipynb #91878506
-import hashlib, json, nibabel as nib, numpy as np, os, pandas as pd, SimpleITK as sitk, time, torch, torch.nn.functional as F, zlib
+import hashlib, json, nibabel as nib, numpy as np, os, pandas as pd, pydicom, SimpleITK as sitk, time, torch, torch.nn.functional as F, zlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -142,6 +142,12 @@ def is_dicom(path) -> bool:
     with open(path, 'rb') as f: return f.read(132)[128:]==b'DICM'
 
 # %% ../nbs/04_volumes.ipynb #11dbb825
+def cut_off(folder, files) -> list:
+    "Names of files in `folder` that belong to the series of `files` but were passed over by SimpleITK, as it does with truncated ones"
+    def uid(f): return pydicom.dcmread(f, stop_before_pixels=True, specific_tags=['SeriesInstanceUID'], force=True).get('SeriesInstanceUID')
+    others = sorted(f for f in folder.iterdir() if f.is_file() and f.name not in {Path(o).name for o in files} and is_dicom(f))
+    return [f.name for f in others if uid(f) == uid(files[0])]
+
 def series_files(path) -> list:
     "The files of the one series at `path` (its folder, or one of its files), in the order of their positions"
     path = Path(path); folder = path if path.is_dir() else path.parent
@@ -151,6 +157,7 @@ def series_files(path) -> list:
     if path.is_file(): series = [s for s in series if path.name in (Path(f).name for f in s)]
     if len(series)>1: raise MedkitError(f'{folder} holds {len(series)} series: name one file of the series that you want, such as {" or ".join(Path(s[0]).name + f" ({len(s)} files)" for s in series)}')
     if not series: raise MedkitError(f'{path} is DICOM without a picture that SimpleITK can read: export the series again')
+    if lost := cut_off(folder, series[0]): raise MedkitError(f'{folder} holds {len(lost)} of {len(lost)+len(series[0])} slices that cannot be read whole, {lost[0]} among them: copy or export the series again')
     return list(series[0])
 
 # %% ../nbs/04_volumes.ipynb #838945ae
@@ -164,10 +171,10 @@ def slice_positions(files) -> np.ndarray:
     return at
 
 # %% ../nbs/04_volumes.ipynb #3e57db8b
-def first_tag(file, key) -> str:
-    "A tag of a DICOM file, as in '0028|0004'; '' where it has none"
+def first_tags(file, keys) -> list:
+    "Tags of a DICOM file, as in '0028|0004'; '' where it has none"
     r = sitk.ImageFileReader(); r.SetFileName(file); r.ReadImageInformation()
-    return r.GetMetaData(key).strip() if r.HasMetaDataKey(key) else ''
+    return [r.GetMetaData(k).strip() if r.HasMetaDataKey(k) else '' for k in keys]
 
 def load_dicom(path):
     "A DICOM series, given by its folder or one of its files, as a NIfTI image in memory"
@@ -175,9 +182,11 @@ def load_dicom(path):
     try:
         at = slice_positions(files) if len(files)>1 else None
         img = sitk.ReadImage(files if len(files)>1 else files[0])   # one file may hold all slices
-        inverted = {'MONOCHROME1'} & {first_tag(f, '0028|0004') for f in files}
+        colours, patients, slopes = map(set, zip(*(first_tags(f, ('0028|0004', '0010|0020', '0028|1053')) for f in files)))
     except RuntimeError as e: raise MedkitError(f'{path} cannot be read as a DICOM series ({str(e).strip().splitlines()[-1][:100]}): copy or export it again') from e
-    if inverted: raise MedkitError(f'{path} is MONOCHROME1, whose numbers SimpleITK turns round: write it as NIfTI with dicom_to_nifti and use that')
+    if len(patients) > 1: raise MedkitError(f'{path} holds slices of {len(patients)} patients under one series: keep each in a folder of its own')
+    if len(slopes) > 1 and '' in slopes: raise MedkitError(f'{path} has slices with a rescale slope and slices without, whose numbers mean different things: export the series again')
+    if 'MONOCHROME1' in colours: raise MedkitError(f'{path} is MONOCHROME1, whose numbers SimpleITK turns round: write it as NIfTI with dicom_to_nifti and use that')
     if img.GetNumberOfComponentsPerPixel()>1 or img.GetDimension()!=3: raise MedkitError(f'{path} is no grey volume: a series of slices with one number a voxel is wanted')
     affine = np.eye(4); affine[:3,:3] = np.reshape(img.GetDirection(), (3,3)) * img.GetSpacing(); affine[:3,3] = img.GetOrigin()
     if at is not None: affine[:3,2] = (at[-1]-at[0])/(len(at)-1)   # a tilted gantry moves the slices sideways as well
