@@ -210,7 +210,7 @@ def cam_layer(
     if any(issubclass(layers[k].kind, (nn.Linear, nn.LayerNorm)) and sum(n > 1 for n in layers[k].shape[1:]) > 1 for k in after): raise MedkitError(f'This network works on tokens behind {last}, which has only seen edges: choose saliency or occlusion, or give layer= if you want that layer')
     return last
 
-# %% ../nbs/59_explain.ipynb #70e9b6b9
+# %% ../nbs/59_explain.ipynb #b6f112d8
 class AtZero(nn.Module):
     "The same slopes from a score of zero"
     def __init__(self, net): super().__init__(); self.net = net
@@ -220,7 +220,7 @@ def _cam(cls, net, x, layer):
     "One picture at a time: MONAI's Grad-CAM++ multiplies scores (B,) with maps (B,c,h,w)"
     cam = cls(AtZero(net).eval(), f'net.model.{layer}', postprocessing=lambda m: m) # MONAI puts back the mode that it found
     try: return torch.cat([cam(o.clone().requires_grad_(), 0) for o in x.split(1)])[:, 0].detach()
-    except RuntimeError as e: raise MedkitError(f'{layer} cannot be looked at, its answer is changed later: choose a convolution ({e})') from e
+    except RuntimeError as e: raise MedkitError(f'{layer} cannot be looked at: its answer is changed later, or no gradient comes back to it; choose another layer, or occlusion ({e})') from e
 
 def gradcam(net, x, layer):
     "Channels of `layer`, weighted by their mean slope, positive part, enlarged (Selvaraju, 2017)"
@@ -708,7 +708,7 @@ def _check_removal(learn, b, maps, seed):
     rows = [(k, *beats(o.mean(1), l.mean(1), seed=seed, higher_is_better=k == 'insertion'), o.mean(1)) for k, o, l in zip(('deletion', 'insertion'), own, lucky)]
     return rows, dict(deletion=own[0], insertion=own[1], random_deletion=lucky[0], random_insertion=lucky[1])
 
-# %% ../nbs/59_explain.ipynb #ed2ad05b
+# %% ../nbs/59_explain.ipynb #fcad4705
 class Looked(NamedTuple):
     "Pictures on which explanations are checked"
     at:np.ndarray      # Their numbers in the loader
@@ -723,7 +723,9 @@ def look(learn, dl, n, masks, seed) -> Looked:
     if masks is not None and len(masks) != len(dl.dataset): raise MedkitError(f'{len(masks)} masks came for {len(dl.dataset)} pictures: give one for each picture of the loader, in its order')
     at = np.sort(np.random.default_rng(seed).permutation(len(dl.dataset))[:n])
     dl = dl.new(shuffle=False, drop_last=False, get_idxs=at.tolist)
-    with dl.dataset.set_split_idx(1): x, y = (torch.cat([o.as_subclass(torch.Tensor) for o in part]) for part in zip(*dl))
+    with dl.dataset.set_split_idx(1): batches = list(dl)
+    if not batches or len(batches[0]) < 2: raise MedkitError('This loader holds no pictures with labels: give one that does, as learn.dls.valid or learn.dls.test_dl(items, with_labels=True)')
+    x, y = (torch.cat([o.as_subclass(torch.Tensor) for o in part]) for part in zip(*batches))
     own = None if masks is None else fitted(x[:, 0], [masks[i] for i in at])[1]
     out, task = answer(learn.model, x), task_of(learn)
     if out.ndim != 2: raise MedkitError(CLASSES_ONLY)
