@@ -24,10 +24,10 @@ from fastprogress.fastprogress import progress_bar
 from PIL import ExifTags, Image
 from pydicom.datadict import DicomDictionary, dictionary_has_tag, dictionary_VR
 
-# %% ../nbs/26_deidentify.ipynb #6d23d021
+# %% ../nbs/26_deidentify.ipynb #b67424e7
 from .burned_in import burned_in_text
 from .core import MedkitError, in_threads, watched
-from .dicom import BROKEN, decode, header, quietly, tag
+from .dicom import BROKEN, decode, header, named, quietly, tag
 from .findings import Finding, Findings
 
 # %% ../nbs/26_deidentify.ipynb #44224121
@@ -43,7 +43,7 @@ def annex_e() -> dict:
     except (ImportError, ValueError) as e: raise MedkitError(f'The table of PS3.15 Annex E, edition {EDITION}, is not installed: pip install "medkit[dicom]" "dicom-anonymizer>=2.1"') from e
     return {tag: k[:-5] for k, tags in table.items() if k != 'ALL_TAGS' for tag in tags if len(tag) == 2} | dict.fromkeys(UNLISTED, 'X')
 
-# %% ../nbs/26_deidentify.ipynb #c51f31aa
+# %% ../nbs/26_deidentify.ipynb #7f8b29de
 FREE = dict(PN='Z', LT='X', ST='X', UT='X', UC='X', UR='X', UN='X')  # what may hold anything, where the table says nothing
 WORDS, COUNTS = 'AE CS LO LT PN SH ST UC UT'.split(), 'DS IS FD FL SS US SL UL SV UV'.split()
 
@@ -51,7 +51,7 @@ def misplaced(tag, vr) -> bool:
     "Whether the standard knows no such tag, or has neither this kind of value there nor another kind of the same sort"
     if not dictionary_has_tag(tag): return True
     known = dictionary_VR(tag)
-    return vr not in known and vr not in COUNTS and not {vr, known} <= {*WORDS} or vr in WORDS and known in (*COUNTS, 'SQ')
+    return vr not in known and vr not in COUNTS and not {vr, known} <= {*WORDS}
 
 def rule(
     tag, # A `pydicom.tag.Tag`
@@ -265,7 +265,7 @@ def text_in_dicom(path) -> list:
         if found := burned_in_text(x): return found
     return []
 
-# %% ../nbs/26_deidentify.ipynb #d54ee077
+# %% ../nbs/26_deidentify.ipynb #8dcd71c9
 @contextlib.contextmanager
 def whole_folder(out):
     "Yield a folder to fill; when the block ends well it is moved to `out`, else nothing is left of it"
@@ -278,7 +278,7 @@ def whole_folder(out):
 
 def two_folders(folder, out) -> tuple:
     "Both as paths, or a `MedkitError` where the originals could be touched"
-    folder, out = Path(folder).resolve(), Path(out).resolve()
+    folder, out = named(folder).resolve(), named(out).resolve()
     if not folder.exists(): raise MedkitError(f'{folder.name} is no folder and no file: name the folder that holds the DICOM files')
     if out == folder or folder in out.parents or out in folder.parents: raise MedkitError('The new folder and the old one lie inside each other: choose another place, so that originals and copies never mix')
     if out.exists() and (not out.is_dir() or any(out.iterdir())): raise MedkitError(f'{out.name} exists: choose a new or an empty folder')
@@ -286,7 +286,7 @@ def two_folders(folder, out) -> tuple:
 
 def files_of(folder) -> list: return [folder] if (folder := Path(folder)).is_file() else sorted(f for f in folder.rglob('*') if f.is_file())
 
-# %% ../nbs/26_deidentify.ipynb #60f48755
+# %% ../nbs/26_deidentify.ipynb #e1f2d83c
 SIGNS = {
     'a date': r'(?<!\d)(?:19|20)\d\d([-./_]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12]\d|3[01])(?!\d)|(?<![\d.])\d{1,2}([./-])\d{1,2}\2(?:19|20)\d\d(?!\d)|(?<!\d)\d{1,2}/\d{1,2}/\d\d(?!\d)|\d{1,2}[-. ]*(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*[-., ]*(?:19|20)\d\d',
     'a time of day': r'time=\d{5,6}', # as dcm2niix writes into `descrip`
@@ -302,6 +302,7 @@ def signs(
     known=(), # Words that name persons, in lower case
 ) -> list:
     "What a text seems to hold that identifies: names of `SIGNS`"
+    text = re.sub(r'base64,[\w+/=]+', '', text)  # a picture within a page, in which chance writes anything
     return [k for k, p in SIGNS.items() if re.search(p, text, re.I)] + ['a known name']*bool(seeker(frozenset(known)).search(text))
 
 # %% ../nbs/26_deidentify.ipynb #f6e6fa85
@@ -388,14 +389,14 @@ def not_covered(rows, out) -> list:
              ('faces', 'note', 'may show a head, from which a face can be reconstructed', 'Deface volumes of heads before they leave the house.', those([r['face'] for r in rows]))]
     return [Finding(c, s, f'{len(items)} files {what}.', todo, items) for c, s, what, todo, items in found if items]
 
-# %% ../nbs/26_deidentify.ipynb #24092ca7
+# %% ../nbs/26_deidentify.ipynb #bc306c4c
 def deidentify(
     folder,      # Of DICOM files, with subfolders, or one file; it is only read
     out,         # New folder, not inside the other
     secret=None, # 16 characters and more give the same codes again; by default a new one, which is forgotten
 ) -> Deidentified:
     """Copies of all DICOM pictures without what identifies the patient: PS3.15 Annex E, basic profile, dates moved by a constant per patient, whole folder or nothing.
-    Beyond the table of dicom-anonymizer: sequences, whole curve and overlay groups, all private tags, all UIDs but DICOM's own, person names and long texts that no table lists, words of the name repeated elsewhere, preamble and file meta. Not covered: text in pixels and faces (both flagged), lossless recognition by the picture itself; reports are not copied"""
+    Beyond the table of dicom-anonymizer: sequences, whole curve and overlay groups, all private tags, tags that the standard does not know or has another kind of value in, all UIDs but DICOM's own, person names and long texts that no table lists, words of the name repeated elsewhere, preamble and file meta. Not covered: text in pixels and faces (both flagged), lossless recognition by the picture itself; reports are not copied"""
     folder, out = two_folders(folder, out); names, files, seen = Pseudonyms(secret), files_of(folder), {}; annex_e()
     root = folder if folder.is_dir() else folder.parent
     with whole_folder(out) as part:
@@ -548,7 +549,7 @@ def content_signs(path, known) -> list:
     with open(path, 'rb') as f: dicom = f.read(132)[128:] == b'DICM'
     return dicom_signs(path, known) if dicom or end in ('.dcm', '.dicom', '.ima') else [('not looked into', end or 'no ending')]
 
-# %% ../nbs/26_deidentify.ipynb #c9c2d6e1
+# %% ../nbs/26_deidentify.ipynb #c306949d
 SAYS = {
     'DICOM tags': ('error', 'hold tags that PS3.15 Annex E removes or replaces', 'Run deidentify(folder, out) and pass on what it writes.'),
     'private tags': ('error', 'hold private DICOM tags, which may hold anything', 'Run deidentify(folder, out).'),
@@ -569,10 +570,10 @@ SAYS = {
 
 def phi_check(
     folder,   # Or one file
-    known=(), # Names and numbers of patients, if you have them: searched for in every text and file name
+    known=(), # A name or number of a patient, or a list of them, if you have it: searched for in every text and file name
 ) -> Findings:
     "What may still identify persons in a folder of DICOM, NIfTI, pictures, sidecars and tables; names files and tags, never a value. A clean result is no proof: the search knows patterns, not persons"
-    root = Path(folder)
+    root, known = named(folder), [known] if isinstance(known, str) else known
     if not root.exists(): raise MedkitError(f'{root.name} is no folder and no file: name what shall be looked at')
     files = files_of(root); root = root if root.is_dir() else root.parent
     known = frozenset(w.lower() for k in known for w in re.split(r'[\W_]+', str(k)) if len(w) > 2 or w >= CJK) | names_within(files)
