@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['BINS', 'KINDS', 'TINY', 'EDGE', 'HOWS', 'check_truth', 'claims', 'whole', 'needs_learner', 'bin_of', 'reliability',
            'draw_reliability', 'reliability_figure', 'gaps', 'plain_ece', 'drawn_labels', 'chance_ece', 'resampled',
-           'without_chance', 'ece_estimate', 'ece', 'brier_join', 'brier_parts', 'fit_temperature', 'fit_platt',
-           'fit_isotonic', 'Calibration', 'tempered', 'map_one', 'as_calibration', 'fit_notes', 'fit_calibration',
-           'case_scores', 'mean_estimate', 'score_estimate', 'ece_change', 'verdict_of', 'before_after', 'Calibrated',
-           'calibrate']
+           'without_chance', 'how_many', 'ece_estimate', 'ece', 'brier_join', 'brier_parts', 'fit_temperature',
+           'fit_platt', 'fit_isotonic', 'Calibration', 'tempered', 'map_one', 'as_calibration', 'fit_notes',
+           'fit_calibration', 'case_scores', 'mean_estimate', 'score_estimate', 'ece_change', 'verdict_of',
+           'before_after', 'Calibrated', 'calibrate']
 
 # %% ../nbs/55_calibrate.ipynb #00ee5e72
 import html, json
@@ -103,7 +103,7 @@ def draw_reliability(ax, below, probs, targs, title, bins, equal, of=None, name=
     per = f'{r.n.min()}' if r.n.min() == r.n.max() else f'{r.n.min()} to {r.n.max()}'
     below.set_xlabel(f"{'how sure it was' if of is None else f'probability of {name or of}'} ({len(r)} bins of {per})", color=MUTED, fontsize=9)
 
-# %% ../nbs/55_calibrate.ipynb #3f750696
+# %% ../nbs/55_calibrate.ipynb #350ae9ce
 def reliability_figure(
     probs,        # (n,c) probabilities; several as {'before': ..., 'after': ...}, and of other pictures as {'home': (probs, targs), 'away': ...}
     targs=None,   # (n,) true classes, or (n,c) labels of 0 and 1
@@ -114,7 +114,7 @@ def reliability_figure(
     groups=None,  # As in `reliability`, for pictures that all models share
 ) -> Figure:
     "How often answers of each confidence were right; on the dotted line a model is calibrated"
-    many = {k: v if targs is None else (v, targs) for k, v in (probs if isinstance(probs, dict) else {'': probs}).items()}
+    many = {k: v if isinstance(v, tuple) else (v, targs) for k, v in (probs if isinstance(probs, dict) else {'': probs}).items()}
     fig = Figure(figsize=(3.9*len(many)+.3, 3.9), layout='constrained')
     axs = fig.subplots(2, len(many), sharex=True, squeeze=False, height_ratios=(3.4, 1))
     for (ax, below), (title, (q, t)) in zip(axs.T, many.items()): draw_reliability(ax, below, q, t, title, bins, equal, of, name, groups)
@@ -192,14 +192,18 @@ def without_chance(
     def factor(curve): return 0. if curve[0] >= seen else np.interp(seen, np.maximum.accumulate(curve), factors)
     return tuple(float(seen*factor(c)) for c in (sims.mean(1), *np.quantile(sims, tails[::-1], axis=1)))
 
-# %% ../nbs/55_calibrate.ipynb #4af7096d
+# %% ../nbs/55_calibrate.ipynb #f26e030b
+def how_many(p, t, codes) -> int:
+    "The pictures (or patients) that an interval can stand on; none where all answers are right, or all wrong, since no resample then shows how often they are not"
+    return 0 if len(np.unique(claims(p, t)[1])) < 2 else len(p) if codes is None else codes.max() + 1
+
 def ece_estimate(
-    d,     # Of `gaps`
-    boot,  # Of `resampled`
-    codes, # From `group_codes`
+    d,    # Of `gaps`
+    boot, # Of `resampled`
+    g,    # Of `how_many`
 ) -> Estimate:
     "`without_chance`, and n; no interval for fewer than three pictures (or patients)"
-    mean, g = d.mean(0), len(d) if codes is None else codes.max() + 1
+    mean = d.mean(0)
     return Estimate(*without_chance(mean, boot - mean, boot_tails(g)) if g > 2 else (float(_ece(mean)), np.nan, np.nan), len(d))
 
 def ece(
@@ -208,10 +212,10 @@ def ece(
     n_boot=1000, seed=0, # Of the bootstrap over pictures
     groups=None,         # (n,) patient of each picture: then whole patients are drawn
 ) -> Estimate:
-    "Expected calibration error without what chance adds to it, with a 95 % interval (none for n < 3)"
+    "Expected calibration error without what chance adds to it, with a 95 % interval (none for n < 3, nor where all answers are right)"
     p, t = check_truth(probs, targs)
     d, codes = gaps(p, t, min(whole(bins, 'bins'), len(p)), equal, kind), group_codes(groups, len(p))
-    return ece_estimate(d, resampled([d], n_boot, seed, codes)[0], codes)
+    return ece_estimate(d, resampled([d], n_boot, seed, codes)[0], how_many(p, t, codes))
 
 # %% ../nbs/55_calibrate.ipynb #d50a9ddb
 def brier_join(p, t): return np.mean if t.ndim == 2 or p.shape[1] == 2 else np.sum # over classes; of two and of labels the mean, so that it ends at 1, as in `evaluate_classes`
@@ -313,10 +317,10 @@ def as_calibration(
     if lack: raise MedkitError(f'The calibration lacks {lack[0]!r}: fit it again with calibrate')
     return Calibration(d['how'], d['params'], d['vocab'], d['n'], d['several'], d.get('notes', []))
 
-# %% ../nbs/55_calibrate.ipynb #af88388a
+# %% ../nbs/55_calibrate.ipynb #ba674f65
 def fit_notes(how, y, vocab, temperature=None) -> list:
     "What lowers trust in a map fitted on truth `y` (n,c)"
-    if temperature == 1.: return ['The validation pictures have no mistake to learn a temperature from: it is left at 1.']
+    if temperature == 1.: return ['No temperature is the best for the validation pictures, since no answer is wrong or all are the same: it is left at 1.']
     if temperature and temperature > 99: return ['The validation answers are no better than chance, or sure and wrong: the temperature of 100 takes nearly all sureness away.']
     rare = [f'{v} ({k})' for v, k in zip(vocab, y.sum(0)) if k < 10]
     notes = [f"Fewer than 10 validation pictures of {', '.join(rare)}: the map of so rare a class is a guess, a temperature shares one number among all."]*bool(rare and how != 'temperature')
@@ -348,21 +352,21 @@ def case_scores(p, t) -> dict:
     return {'log-loss': loss, 'Brier score': brier_join(p, t)((p-y)**2, 1), 'too sure by': (x-right).mean(1),
             'accuracy': ((p > .5) == t).mean(1) if t.ndim == 2 else right[:, 0].astype(float)}
 
-# %% ../nbs/55_calibrate.ipynb #91bce1da
-def mean_estimate(x, boot, codes) -> Estimate:
-    "Mean of `x` (n,), and its interval from its resamples"
-    return Estimate(*around(x.mean(), boot - x.mean(), len(x), None if codes is None else codes.max() + 1, freedom(x - x.mean(), codes)))
+# %% ../nbs/55_calibrate.ipynb #72068174
+def mean_estimate(x, boot, codes, g) -> Estimate:
+    "Mean of `x` (n,), and its interval from its resamples; none for `g` < 3"
+    return Estimate(*around(x.mean(), boot - x.mean(), len(x), g or 1, freedom(x - x.mean(), codes)))
 
 def score_estimate(name, x, boot, p, t, codes) -> Estimate:
     "Mean of one of `case_scores`"
     if name == 'accuracy' and t.ndim == 1: return rate(x > 0, x > -1, codes)
     ends = {'accuracy': (0, 1), 'Brier score': (0, 2 if brier_join(p, t) is np.sum else 1)}.get(name)
-    return bounded(x.mean(), mean_influence(x), len(x), codes, ends) if ends else mean_estimate(x, boot, codes)
+    if ends: return bounded(x.mean(), mean_influence(x), len(x), codes, ends)
+    return mean_estimate(x, boot, codes, how_many(p, t, codes) if name == 'too sure by' else len(x) if codes is None else codes.max() + 1)
 
-def ece_change(before, after, boot_before, boot_after, codes) -> tuple:
+def ece_change(before, after, boot_before, boot_after, g) -> tuple:
     "Difference of the plain ECEs of two `gaps`, and its interval from their resamples; chance adds more to the smaller one, so a gain is told rather too small"
     value = float(_ece(after.mean(0)) - _ece(before.mean(0)))
-    g = len(before) if codes is None else codes.max() + 1
     return value, *(np.quantile(_ece(boot_after) - _ece(boot_before), boot_tails(g)).tolist() if g > 2 else (np.nan, np.nan))
 
 def verdict_of(
@@ -374,7 +378,7 @@ def verdict_of(
     gain = better*((low > 0)*1 - (high < 0)*1)
     return 'better' if gain > 0 else 'worse' if gain < 0 else 'not distinguishable'
 
-# %% ../nbs/55_calibrate.ipynb #bdb58acc
+# %% ../nbs/55_calibrate.ipynb #84052004
 def before_after(
     before, after, # Probabilities (n,c) of the same pictures
     targs,         # (n,) classes or (n,c) labels
@@ -385,14 +389,14 @@ def before_after(
     (p, t), (q, _), codes = check_truth(before, targs), check_truth(after, targs), group_codes(groups, len(targs))
     d, s = [gaps(o, t, min(15, len(t)), kind=k) for k in KINDS for o in (p, q)], [case_scores(o, t) for o in (p, q)]
     *boots, sp, sq = resampled([*d, *(np.stack(list(o.values()), 1) for o in s)], 1000, seed, codes)
-    rows = []
+    rows, g, vary = [], len(t) if codes is None else codes.max() + 1, [how_many(o, t, codes) for o in (p, q)]
     def put(metric, a, b, change, better):
         for when, e in (('before', a), ('after', b), ('change', change)): rows.append(dict(metric=metric, when=when, value=e[0], low=e[1], high=e[2], n=len(t), verdict=''))
         if better: rows[-1]['verdict'] = verdict_of(*change[1:3], better)
-    for i, name in ((0, 'ECE'), (2, 'ECE, classwise')): put(name, *(ece_estimate(d[j], boots[j], codes) for j in (i, i+1)), ece_change(*d[i:i+2], *boots[i:i+2], codes), -1)
+    for i, name in ((0, 'ECE'), (2, 'ECE, classwise')): put(name, *map(ece_estimate, d[i:i+2], boots[i:i+2], vary), ece_change(*d[i:i+2], *boots[i:i+2], min(vary)), -1)
     for j, (name, a) in enumerate(s[0].items()):
         b = s[1][name]
-        put(name, score_estimate(name, a, sp[:, j], p, t, codes), score_estimate(name, b, sq[:, j], q, t, codes), mean_estimate(b-a, sq[:, j] - sp[:, j], codes), {'too sure by': 0, 'accuracy': 1}.get(name, -1))
+        put(name, score_estimate(name, a, sp[:, j], p, t, codes), score_estimate(name, b, sq[:, j], q, t, codes), mean_estimate(b-a, sq[:, j] - sp[:, j], codes, g), {'too sure by': 0, 'accuracy': 1}.get(name, -1))
     return pd.DataFrame(rows)
 
 # %% ../nbs/55_calibrate.ipynb #8cc28d53

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DROPOUTS', 'passes', 'by_dropout', 'by_views', 'by_ensemble', 'doubts', 'judged', 'in_order', 'ordered', 'risks',
-           'area', 'aurc', 'selective', 'selective_figure', 'Doubt', 'needs_classes', 'order_table', 'doubt',
-           'uint8_pictures', 'other_camera', 'strange_logits', 'fit_mahalanobis', 'fit_neighbours', 'tell_apart',
-           'strangers', 'ood_learner', 'strangeness', 'Ood', 'ood_figure', 'ood']
+           'how_many', 'area', 'aurc', 'selective', 'selective_figure', 'Doubt', 'needs_classes', 'order_table',
+           'doubt', 'uint8_pictures', 'other_camera', 'strange_logits', 'fit_mahalanobis', 'fit_neighbours',
+           'tell_apart', 'strangers', 'ood_learner', 'strangeness', 'Ood', 'ood_figure', 'ood']
 
 # %% ../nbs/56_doubt.ipynb #62b64280
 import html
@@ -86,7 +86,7 @@ def doubts(
         out |= {'mutual information': np.maximum(out['entropy'] - entr(q).sum(2).mean(0), 0), 'spread': own.std(0)}
     return pd.DataFrame(out)
 
-# %% ../nbs/56_doubt.ipynb #c43de5df
+# %% ../nbs/56_doubt.ipynb #34547632
 def judged(probs, targs):
     "Mean probabilities (n,c), classes (n,), and whether each answer is wrong"
     q, t = check_trainings(probs, targs)
@@ -111,9 +111,13 @@ def risks(
     "The error among the surest, up to each picture"
     return np.nan_to_num(over(np.cumsum(w*wrong, 1), np.cumsum(w, 1)))
 
+def how_many(wrong, codes) -> int:
+    "The pictures (or patients) that a bootstrap interval can stand on; one, which is too few, where all resamples are the same"
+    return 1 if len(np.unique(wrong)) < 2 else len(wrong) if codes is None else codes.max() + 1
+
 def area(w, wrong): return (w*risks(w, wrong)).sum(1)/w.sum(1)
 
-# %% ../nbs/56_doubt.ipynb #14d26b87
+# %% ../nbs/56_doubt.ipynb #fe8a1ef5
 def aurc(
     probs, targs, # (n,c), or (s,n,c) of several answers; (n,) classes
     score=None,   # (n,) the higher, the more doubtful; one minus the largest probability unless told
@@ -125,10 +129,10 @@ def aurc(
     e, codes = ordered(wrong, 1 - p.max(1) if score is None else score, groups, seed)
     def both(w): return np.stack([area(w, e), w @ e/w.sum(1) - area(w, e)])
     seen, boot = both(np.ones((1, len(t)), np.float32))[:, 0], np.concatenate([both(w) for w in resamples(len(t), n_boot, seed, codes)], 1)
-    a, gain = (Estimate(*around(v, b - v, len(t), None if codes is None else codes.max() + 1)) for v, b in zip(seen, boot))
-    return (a if 0 < e.sum() < len(e) else rate(e > 0, e > -1, codes)), gain # without a mistake all resamples are the same
+    a, gain = (Estimate(*around(v, b - v, len(t), how_many(e, codes))) for v, b in zip(seen, boot))
+    return (a if 0 < e.sum() < len(e) else rate(e > 0, e > -1, codes)), gain
 
-# %% ../nbs/56_doubt.ipynb #4b5d9cd8
+# %% ../nbs/56_doubt.ipynb #a91186e4
 def selective(
     probs, targs, # As in `aurc`
     score=None,   # As in `aurc`
@@ -149,7 +153,7 @@ def selective(
         k = n - int(round(r*n))
         f = float(fall(np.ones((1, n), np.float32), k)[0])
         off = np.concatenate([fall(w, k) for w in draws]) - f
-        return dict(referred=r, **rate(e > 0, np.arange(n) < k, codes)._asdict(), **dict(zip(('fall', 'fall_low', 'fall_high'), around(f, off, n, None if codes is None else codes.max() + 1))))
+        return dict(referred=r, **rate(e > 0, np.arange(n) < k, codes)._asdict(), **dict(zip(('fall', 'fall_low', 'fall_high'), around(f, off, n, how_many(e, codes)))))
     return pd.DataFrame([row(r) for r in refer])
 
 # %% ../nbs/56_doubt.ipynb #f72263cf

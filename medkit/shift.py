@@ -271,11 +271,11 @@ def robust_masks(learn, dl, kinds, severities, n, seed, groups=None) -> Robustne
         return masks_under(learn, cases, lambda x, sp: corrupt_volume(x, k, sev, sp, next(seeds)))
     return sum_up(run, None, Measure('Dice', lambda a, t: a), kinds, severities, seed, None if codes is None else codes[:n])
 
-# %% ../nbs/57_shift.ipynb #30de2de6
+# %% ../nbs/57_shift.ipynb #479dd3db
 def robustness(
     learn,              # A `classifier` or a `segmenter`, trained
     dl=None,            # Loader to judge on; the test set, else the validation set
-    kinds=None,         # Names of `PICTURES` or `VOLUME_LEVELS`; all that fit unless told
+    kinds=None,         # One or several of `PICTURES` or `VOLUME_LEVELS`; all that fit unless told
     severities=(1, 2, 3, 4, 5),
     metric=None,        # Of classes: a name of `evaluate.CLASS_METRICS`; balanced accuracy unless told
     n=None,             # At most so many pictures, drawn with `seed`, or the first so many cases
@@ -287,6 +287,7 @@ def robustness(
     dl, steps = pick_dl(learn, dl)[0], [check_severity(s) for s in np.atleast_1d(severities).tolist()]
     if 0 in steps or not steps: raise MedkitError(f'severities={severities!r}: give some of 1 to 5')
     if n is not None: whole(n, 'n')
+    if isinstance(kinds, str): kinds = [kinds]
     return robust_masks(learn, dl, kinds, steps, n, seed, groups) if hasattr(learn.dls, 'plan') else robust_pictures(learn, dl, kinds, steps, metric, n, seed, groups)
 
 # %% ../nbs/57_shift.ipynb #a016d2bd
