@@ -8,9 +8,9 @@ __all__ = ['EDGE', 'APPEARANCE', 'TECHNICAL', 'PIXELS', 'DEVICE', 'OWN', 'WANTED
            'found', 'class_of', 'far', 'check_files', 'check_pixels', 'check_outliers', 'columns_of', 'folds',
            'one_hot', 'tell_apart', 'candidates', 'screen', 'is_mark', 'carriers', 'auc_figure', 'telling',
            'check_confounders', 'label_probs', 'wrong_share', 'check_labels_by_look', 'check_drift', 'part_names',
-           'drifted', 'check_shares', 'search_text', 'ArrayFile', 'pool', 'open_source', 'holds_volumes', 'holds_dicom',
-           'in_order', 'group_of', 'audit_images', 'audit', 'source_name', 'audit_page', 'truth_items', 'count_audit',
-           'count_once', 'audit_rates']
+           'drifted', 'check_shares', 'search_text', 'ArrayFile', 'pool', 'held', 'open_source', 'holds_volumes',
+           'holds_dicom', 'naming', 'in_order', 'group_of', 'audit_images', 'audit', 'source_name', 'audit_page',
+           'truth_items', 'count_audit', 'count_once', 'audit_rates']
 
 # %% ../nbs/53_audit.ipynb #8931d506
 import html, io, json, re, tempfile
@@ -245,14 +245,15 @@ def check_pixels(
 def check_outliers(
     seen:Look,
     k=5,      # Neighbours
-    times=5., # See `far`. In 20 clean sets the largest distance was 4.9, aliens reach 4.0 to 5.8
+    times=5., # See `far`. In 73 clean sets the largest distance was 5.3; photographs, a page, a chessboard among them reach 3 to 12
+    sure=6.,  # From here on a warning
 ) -> list:
     "Pictures whose nearest neighbours are far away"
     if len(seen) <= 4*k: return []
     z = np.clip(StandardScaler().fit_transform(seen.vectors), -4, 4) # one wild number shall not make an outlier, many shall
     d = np.log(NearestNeighbors(n_neighbors=k+1).fit(z).kneighbors(z)[0][:, 1:].mean(1) + 1e-6)
     rows = np.flatnonzero(far(d, times)); rows = rows[np.argsort(-d[rows])]
-    return [found(seen, 'outliers', 'warning', f'{len(rows)} of {len(seen)} pictures are unlike all others.', 'Look at them: another organ, a report page, a failed exposure?', rows)] if len(rows) else []
+    return [found(seen, 'outliers', 'warning' if far(d, sure).any() else 'note', f'{len(rows)} of {len(seen)} pictures are unlike all others.', 'Look at them: another organ, a report page, a failed exposure?', rows)] if len(rows) else []
 
 # %% ../nbs/53_audit.ipynb #68b789ac
 APPEARANCE = {'mean intensity': ['mean'], 'contrast': ['contrast'], 'sharpness': ['sharp'], 'colour cast': ['red', 'blue'], 'file size': ['bytes']}
@@ -336,29 +337,33 @@ def screen(
 PIXELS = 'marks at the edges', 'dark corners and frame'
 DEVICE = 'site', 'scanner', 'hospital', 'centre', 'center', 'device', 'manufacturer', 'machine', 'vendor', 'model', 'protocol'
 
-def is_mark(seen, r, groups=None, seed=0) -> bool:
-    "Whether candidate `r` (a row of `screen`), seen at the edge, is more than a view of what the middle shows, out of fold"
+def is_mark(seen, r, groups=None, seed=0):
+    "Whether candidate `r` (a row of `screen`) is of how pictures were taken, not of what they show; None where a person must say. At the edge: does it tell more than the middle, out of fold?"
+    if r.kind == 'anatomy': return None if r.candidate == 'sharpness' and r.low > .9 else False # blur and noise planted in a class: .92 to 1; without, bleeds, lesions, organs, X-rays: .91 at most
+    if r.candidate not in PIXELS: return True
     y, cv = one_hot(seen.set)[r.rows], folds(seen.set, r.rows, groups, seed)
     def score(z): return next((e.value, s) for c, e, _, s in tell_apart(z, y, cv) if c == r.c)
-    if score(seen.middle[r.rows])[0] > .995: return False # MedNIST's organs: .996 to 1; rulers planted in lesions, HAM10000, X-rays, heads: .68 to .991
+    if score(seen.middle[r.rows])[0] > .995: return None if r.value > .995 else False # MedNIST's organs: .996 to 1; rulers planted in lesions, HAM10000, X-rays, heads: .68 to .991
     two = np.stack([score(seen.vectors[r.rows, :18])[1], score(r.z[r.rows])[1]], 1) # 18: the three inner rings of `describe_squares`
     model = make_pipeline(StandardScaler(), LogisticRegression())
     middle, both = (log_loss(y[:, r.c], cross_val_predict(model, z, y[:, r.c], cv=cv, method='predict_proba')[:, 1]) for z in (two[:, :1], two))
-    return both < .9*middle # rulers: 16 to 58 %; in clean lesions, HAM10000 and chest X-rays edges add 0 to 5 %
+    f = seen.facts; edge = f[['width', 'height']].max(axis=1).median() if 'width' in f else max(seen.set.images.shape[1:3])
+    return both < (.9 if edge > 64 else .8)*middle # marks planted leave 5 to 80 % (of 64 px and less: 70 %); without, heads, HAM10000 and X-rays leave 95 % and more, small pictures, in which a lesion reaches the edge, 86 %
 
 def carriers(
     seen, r, # A row of `screen`
 ):           # Numbers of the pictures that carry the mark, the clearest first, and the scores (n,) of all
     "The pictures that look to candidate `r` like its class, or like the rest, whichever is the unusual side"
-    y = one_hot(seen.set)[:, r.c]
-    score = make_pipeline(StandardScaler(), Ridge(1.)).fit(r.z[r.rows], y[r.rows]).predict(r.z)
-    cuts = np.unique(np.quantile(score[r.rows], np.linspace(.01, .99, 99))); pos = y[r.rows] == 1
-    gain = [(score[r.rows][pos] > c).mean() - (score[r.rows][~pos] > c).mean() for c in cuts]
-    high = score > cuts[int(np.argmax(gain))]
-    f = seen.facts.reindex(columns=TECHNICAL.get(r.candidate, [])).select_dtypes('number'); f = f if len(f.columns) else pd.DataFrame(r.z)
-    off = ((f - f.median()).abs()/(f.std() + 1e-9)).sum(axis=1).to_numpy() # in its own units: ranks would make both halves equally odd
-    rows = np.flatnonzero(high if off[high].mean() >= off[~high].mean() else ~high)
-    return rows[np.argsort(-off[rows], kind='stable')], score
+    y = one_hot(seen.set)[:, r.c]; pos = y[r.rows] == 1
+    def beyond(v): # The threshold that parts the class from the rest best
+        cuts = np.unique(np.quantile(v[r.rows], np.linspace(.01, .99, 99)))
+        return v > max(cuts, key=lambda c: abs((v[r.rows][pos] > c).mean() - (v[r.rows][~pos] > c).mean()))
+    score = make_pipeline(StandardScaler(), Ridge(1.)).fit(r.z[r.rows], y[r.rows]).predict(r.z); high = beyond(score)
+    f = seen.facts.reindex(columns=(APPEARANCE | TECHNICAL).get(r.candidate, [])).select_dtypes('number'); f = f if len(f.columns) else pd.DataFrame(r.z)
+    z = np.nan_to_num(((f - f.median())/(f.std() + 1e-9)).to_numpy(float)); off = np.abs(z).sum(1) # in its own units: ranks would make both halves equally odd
+    odd = high if off[high].mean() >= off[~high].mean() else ~high
+    mark = z @ (z[odd].mean(0) - z[~odd].mean(0)); rows = np.flatnonzero(beyond(mark)) # what is odd in another way does not carry the mark
+    return rows[np.argsort(-mark[rows], kind='stable')], score
 
 # %% ../nbs/53_audit.ipynb #d9286ab8
 def auc_figure(
@@ -390,9 +395,10 @@ def check_confounders(
     t = screen(seen, meta, groups, seed).rename(columns={'class': 'name_of_class'})
     best, out, shown = t[(t.p < .01) & (t.low > .6)].groupby('candidate', sort=False).head(1), [], []
     for r in best.itertuples():
-        if r.kind == 'anatomy' or r.candidate in PIXELS and not is_mark(seen, r, groups, seed): shown.append(r); continue
-        hard = r.low >= .75 and (r.kind == 'technical' or any(w in str(r.candidate).lower() for w in DEVICE))
-        out.append(found(seen, 'confounder', 'error' if hard else 'warning', telling(r, seen), f'Ask whether {r.candidate} belongs to the disease. If not, balance it, crop it away, or test where it is absent.', carriers(seen, r)[0]))
+        mark = is_mark(seen, r, groups, seed)
+        if mark is False: shown.append(r); continue
+        hard = mark and r.low >= .75 and (r.kind == 'technical' or any(w in str(r.candidate).lower() for w in DEVICE))
+        out.append(found(seen, 'confounder', 'error' if hard else 'warning', telling(r, seen) + ' What the pictures show may tell it as well.'*(mark is None), f'Ask whether {r.candidate} belongs to the disease. If not, balance it, crop it away, or test where it is absent.', carriers(seen, r)[0]))
     table, shown = t.rename(columns={'name_of_class': 'class'}), [f'{r.candidate} tells {r.name_of_class} ({r.value:.2f}, {r.low:.2f} to {r.high:.2f})' for r in shown if r.low > .75]
     if shown: out.append(Finding('appearance', 'note', f"A single simple measure of what the pictures show tells a class from the rest (AUC, 95 % interval): {'; '.join(shown)}.",
                                  'This may well be the disease, or another organ. If a simple number does nearly as well as the network, say so beside the result.', [], lambda: auc_figure(table)))
@@ -424,7 +430,7 @@ def wrong_share(
 def check_labels_by_look(
     seen:Look,
     groups=None, seed=0,
-    least=.03, # Lower end of the share of wrong labels from which suspects are shown
+    least=.03, # Lower end of the share of wrong labels from which they are a warning
 ) -> list:
     "Labels that contradict the picture: how many, and the suspects in order (confident learning)"
     from cleanlab.filter import find_label_issues
@@ -434,11 +440,13 @@ def check_labels_by_look(
     p, y = label_probs(seen, rows, groups, seed)
     rate, kappa = wrong_share(p, y), cohen_kappa_score(y, p.argmax(1))
     if kappa < .4: return [Finding('label faults', 'note', f'Simple features tell these classes apart too poorly (kappa {kappa:.2f}) to find wrong labels.', 'Look at the pictures that a trained network gets wrong with confidence.')]
-    if rate.low <= least: return []
-    order = find_label_issues(y, p, filter_by='both', return_indices_ranked_by='self_confidence', n_jobs=1)[:round(rate.low*len(rows))]
+    order = find_label_issues(y, p, filter_by='both', return_indices_ranked_by='self_confidence', n_jobs=1)
+    order = order[:round((rate.low if len(order) > rate.high*len(rows) else rate.value)*len(rows))] # it names more than can be wrong where classes overlap
+    if not len(order): return []
     looks = np.array(seen.set.classes)[np.unique(seen.set.labels[rows])][p.argmax(1)]
     titles = [f'{seen.set.classes[seen.set.labels[rows[i]]]}? {looks[i]}?' for i in order]
-    return [found(seen, 'label faults', 'warning', f'About {rate.value:.1%} of the labels contradict the picture ({rate.low:.1%} to {rate.high:.1%}, of the {rate.n} pictures that a simple classifier is surer of); the {len(order)} likeliest are listed, the worst first.',
+    few = '' if rate.low > least else ', which need not be more than classes that overlap a little bring about'
+    return [found(seen, 'label faults', 'note' if few else 'warning', f'About {rate.value:.1%} of the labels contradict the picture ({rate.low:.1%} to {rate.high:.1%}, of the {rate.n} pictures that a simple classifier is surer of){few}; the {len(order)} likeliest are listed, the worst first.',
                   'Have two people who do not see the label read them again. Many suspects are right: correct, do not delete.', rows[order], titles)]
 
 # %% ../nbs/53_audit.ipynb #8317090c
@@ -518,6 +526,7 @@ def pool(
     sets, # `ImageSet`s, one label a picture
 ) -> ImageSet:
     "Several sets as one; each is a part under its own name, and classes go by their names"
+    if not sets: raise MedkitError('The list of sources is empty: name one or more')
     if odd := next((s for s in sets if s.labels.ndim != 1 or not s.classes), None): raise MedkitError(f'{odd.name} has no single class a picture: audit it alone')
     classes, ids = sorted({c for s in sets for c in s.classes}), [f'{s.name}{f" ({i})" if [t.name for t in sets].count(s.name) > 1 else ""}' for i, s in enumerate(sets, 1)]
     def files(s, id): return list(s.images) if not isinstance(s.images, np.ndarray) else [ArrayFile(f'{id} {w}', x) for w, x in zip(places(s), s.images)]
@@ -525,15 +534,17 @@ def pool(
     return ImageSet(sum((files(s, id) for s, id in zip(sets, ids)), []), labels, np.repeat(ids, [len(s) for s in sets]), classes, ' and '.join(ids))
 
 # %% ../nbs/53_audit.ipynb #fa2b8bed
+def held(source): return getattr(source := getattr(source, 'dls', source), 'set', source) # of a `Learner`, of medkit's `DataLoaders`: the set
+
 def open_source(source):
-    "The `ImageSet` of whatever was given; of a list, all as one set"
-    if hasattr(source, 'set'): source = source.set # fastai `DataLoaders` of medkit
-    if isinstance(source, list): return pool([open_source(o) for o in source])
-    return open_images(source)
+    "The `ImageSet` of whatever was given; of loaders the files that they read; of a list, all as one set"
+    s = held(source)
+    if isinstance(s, list): return pool([open_source(o) for o in s])
+    return replace(s, images=s.files, files=None) if s is not source and s.files else open_images(s)
 
 def holds_volumes(source) -> bool:
     "Whether volumes with masks were given: a `VolumeSet`, loaders of one, a folder with dataset.json, or the catalog's name of one"
-    source = getattr(source, 'set', source)
+    source = held(source)
     if not isinstance(source, (str, Path)): return isinstance(source, VolumeSet)
     if Path(source).exists(): return (Path(source)/'dataset.json').is_file()
     try: return entry(str(source)).task == 'segmentation'
@@ -550,28 +561,37 @@ def holds_dicom(source) -> bool:
     return any(mark(f) for f in files)
 
 # %% ../nbs/53_audit.ipynb #9e22626e
+def naming(t, files) -> tuple:
+    "The column or index of a table that names the most of some files, and each file's row, None where there is none; names fit from their end, with or without an ending"
+    numbers = pd.api.types.is_numeric_dtype
+    columns = sorted([v for k, v in t.items() if v.nunique() > len(t)/2], key=lambda v: (v.name != 'path', numbers(v))) + ([] if numbers(t.index) else [t.index.to_series(name='index')])
+    parts = [(p := Path(str(f)).parts, (*p[:-1], Path(p[-1]).stem)) for f in files]
+    def rows(v):
+        at = {Path(str(n).replace('\\', '/')).parts: i for i, n in enumerate(v)}; deep = max(map(len, at), default=0)
+        return [next((at[o[-k:]] for k in range(min(deep, len(full)), 0, -1) for o in (full, bare) if o[-k:] in at), None) for full, bare in parts]
+    return max(((v, rows(v)) for v in columns), key=lambda o: len({*o[1]} - {None}), default=(None, [None]*len(files)))
+
 def in_order(
     s,     # `ImageSet`
-    table, # DataFrame, dict or .csv file, a row a picture; with a column `path` the rows may be in any order, and more than the pictures
+    table, # DataFrame, dict or .csv file, a row a picture; of files, a column or the index names them, and rows may be in any order and more than the pictures
 ):         # DataFrame with a row a picture, in the set's order
-    "What a table tells of each picture, found by the end of its path"
+    "What a table tells of each picture"
     try: t = pd.read_csv(table) if isinstance(table, (str, Path)) else pd.DataFrame(table)
     except (OSError, ValueError) as e: raise MedkitError(f'meta={str(table)!r} cannot be read as a table ({" ".join(str(e).split())}): give a .csv file') from e
-    if 'path' not in t or isinstance(s.images, np.ndarray):
-        if len(t) != len(s): raise MedkitError(f'meta: {len(t)} rows came for {len(s)} pictures: give one a picture' + (', or name the files in a column path' if not isinstance(s.images, np.ndarray) else ''))
+    if isinstance(s.images, np.ndarray):
+        if len(t) != len(s): raise MedkitError(f'meta: {len(t)} rows came for {len(s)} pictures: give one a picture')
         return t.reset_index(drop=True)
-    at = {Path(str(p).replace('\\', '/')).parts: i for i, p in enumerate(t.path)}
-    if len(at) < len(t): raise MedkitError(f'meta names {len(t) - len(at)} files more than once in its column path: keep one row each')
-    deep = max(map(len, at), default=0)
-    def row(f): parts = Path(str(f)).parts; return next((at[parts[-k:]] for k in range(min(deep, len(parts)), 0, -1) if parts[-k:] in at), None)
-    rows = [row(f) for f in s.images]; lost = [f for f, r in zip(s.images, rows) if r is None]
-    if lost: raise MedkitError(f'meta has no row for {len(lost)} of {len(s)} pictures, the first is {Path(str(lost[0])).name}: name each in the column path, as in train/cat/1.png or 1.png')
+    column, rows = naming(t, s.images); lost = [Path(str(f)).name for f, r in zip(s.images, rows) if r is None]
+    if len(lost) == len(s): raise MedkitError(f'meta: no column names the pictures, of which the first is {lost[0]}: add the column path, as in train/cat/1.png or 1.png')
+    if column.duplicated().any(): raise MedkitError(f'meta names {column[column.duplicated()].iloc[0]} more than once in its column {column.name}: keep one row each')
+    if lost: raise MedkitError(f'meta has no row for {len(lost)} of {len(s)} pictures, the first is {lost[0]}: name each in the column {column.name}, as in train/cat/1.png or 1.png')
     if len(set(rows)) < len(rows): raise MedkitError('meta: one row fits several pictures of the same name: write more of the path, as in train/cat/1.png')
     return t.iloc[rows].reset_index(drop=True)
 
 def group_of(s, groups, meta):
     "A number for each picture's group: by a column of `meta`, by a regular expression for the file names, or as given"
     if isinstance(groups, str) and meta is not None and groups in meta: groups = meta[groups]
+    if not hasattr(groups, '__len__'): raise MedkitError(f'groups={groups!r}: give a column of meta, one value a picture, or a regular expression for the file names')
     if isinstance(groups, str):
         try: hits = [re.search(groups, str(getattr(f, 'name', f))) for f in s.images] if not isinstance(s.images, np.ndarray) else [None]
         except re.error: hits = [None]
@@ -600,18 +620,20 @@ def audit_images(s, seed=0, meta=None, groups=None) -> list:
 
 # %% ../nbs/53_audit.ipynb #ca9f427c
 def audit(
-    source,       # Folder of pictures, of volumes or of DICOM, name of the catalog, .npz, .tm or .csv file, `DataLoaders`, `ImageSet` or `VolumeSet`; a list of sources is audited as one set of several sites
+    source,       # Folder of pictures, of volumes or of DICOM, name of the catalog, .npz, .tm or .csv file, `DataLoaders`, `Learner`, `ImageSet` or `VolumeSet`; a list of sources is audited as one set of several sites
     strict=False, # Raise a `MedkitError` where there are errors
     seed=0,       # Of folds and samples
     meta=None,    # Table or .csv file with site, scanner, age ...: what might give the label away; of a .csv `source` its other columns
     groups=None,  # Patient, lesion or study: a column of `meta`, one value a picture, or a regular expression for the file names
-    out=None,     # Folder for audit.html, findings.csv and run.json
+    out=None,     # Folder for audit.html, findings.csv and run.json, outside of the data
 ) -> Findings:
     "What is hiding in a data set: copies and leaks, confounders, label faults, damaged and odd pictures, splits that differ"
+    if out and any(isinstance(s, (str, Path)) and Path(s).is_dir() and Path(out).resolve().is_relative_to(Path(s).resolve()) for s in (source if isinstance(source, list) else [source])):
+        raise MedkitError(f'{Path(out).name} lies inside the data: choose a folder beside them, so that reports are not taken for data')
     volumes = holds_volumes(source)
     if volumes or holds_dicom(source):
         if meta is not None or groups is not None: raise MedkitError('meta and groups belong to pictures in classes: leave them out for volumes and DICOM')
-        name, found_ = source_name(source), check_volumes(getattr(source, 'set', source)) if volumes else check_dicom(source)
+        name, found_ = source_name(source), check_volumes(held(source)) if volumes else check_dicom(source)
     else:
         if meta is None and isinstance(source, (str, Path)) and Path(source).suffix == '.csv': meta = source
         try: s = open_source(source)
@@ -623,7 +645,7 @@ def audit(
     if out: audit_page(f, out, seed)
     return stop_at(f) if strict else f
 
-def source_name(source): return Path(source).stem if isinstance(source, (str, Path)) else getattr(getattr(source, 'set', source), 'name', '') or 'The set'
+def source_name(source): return Path(source).stem if isinstance(source, (str, Path)) else getattr(held(source), 'name', '') or 'The set'
 
 
 # %% ../nbs/53_audit.ipynb #4735c20d

@@ -2,22 +2,28 @@
 import json, shutil
 import numpy as np, pandas as pd, pytest
 from dataclasses import replace
+from fastai.learner import Learner
 from pathlib import Path
 from PIL import Image
 from pydicom.data import get_testdata_file
+from scipy.ndimage import gaussian_filter
 from sklearn.metrics import roc_auc_score
-from medkit.audit import audit, audit_images, check_duplicates, folds, look, one_hot, pool, tell_apart
+from torch import nn
+from medkit.audit import audit, audit_images, check_confounders, check_duplicates, folds, look, one_hot, places, pool, tell_apart
 from medkit.cli import main
 from medkit.core import MedkitError
 from medkit.dicom import check_dicom
 from medkit.findings import SEVERITIES
 from medkit.images import open_images
+from medkit.loaders import image_dls
 from medkit.phantom import make_sample
 
 @pytest.fixture(scope='module')
 def heads(tmp_path_factory):
     "A folder of 60 head CT slices, one of them cut in half"
     return make_sample('head_ct', tmp_path_factory.mktemp('audit')/'heads', n=60, faults=['corrupt'])
+
+def confounders(x, y): s = open_images((x.astype(np.uint8), y, np.resize(['train', 'train', 'val', 'val'], len(x)))); return check_confounders(look(s, places(s)))
 
 def grey(n, seed=0, size=8): return np.random.default_rng(seed).integers(0, 256, (n, size, size)).astype(np.uint8)
 
@@ -64,6 +70,7 @@ def test_bad_input():
     s = open_images((grey(40), np.arange(40) % 2, ['train']*30 + ['val']*10))
     with pytest.raises(MedkitError, match='meta: 3 rows came for 40'): audit(s, meta=dict(site=[1, 2, 3]))
     with pytest.raises(MedkitError, match='groups'): audit(s, groups=[1])
+    with pytest.raises(MedkitError, match='list of sources is empty'): audit([])
     with pytest.raises(MedkitError): audit('no_such_set_at_all')
     with pytest.raises(MedkitError, match='belong to one'): folds(s, np.arange(40), [1]*40)
 
@@ -75,12 +82,32 @@ def test_dicom_and_volumes_go_to_their_own_checks(tmp_path):
     with pytest.raises(MedkitError, match='without a dataset.json'): audit(tmp_path/'nifti')
 
 def test_organs_are_notes_and_a_ruler_is_not():
-    "Classes that the middle tells without fail differ at the edge too; where it leaves doubt, ticks at the edge are a mark"
-    rng = np.random.default_rng(0); y = np.arange(240) % 2; x = rng.integers(90, 110, (240, 32, 32)); split = ['train']*180 + ['val']*60
-    organ = x.copy(); organ[y == 1, 4:28, 4:28] += 100; organ[y == 1, ::4, :4] = 250
-    ruler = x.copy(); ruler[(y == 1) & (rng.random(240) < .9), ::4, :4] = 250
-    severity = [{o.severity for o in audit_images(open_images((a.astype(np.uint8), y, split))) if 'marks at the edges' in o.what} for a in (organ, ruler)]
-    assert severity == [{'note'}, {'error'}]
+    "Where the middle tells the classes without fail, edges that differ are a note, and a warning if they never fail either; where it leaves doubt, ticks at the edge are a mark"
+    rng = np.random.default_rng(0); y = np.arange(240) % 2; x = rng.integers(90, 110, (240, 32, 32))
+    def ticks(x, rows): x = x.copy(); x[rows, ::4, :4] = 250; return x
+    most = (y == 1) & (rng.random(240) < .9); organ = x.copy(); organ[y == 1, 10:22, 10:22] += 100
+    severity = [{o.severity for o in confounders(a, y) if 'marks at the edges' in o.what} for a in (ticks(organ, most), ticks(organ, y == 1), ticks(x, most))]
+    assert severity == [{'note'}, {'warning'}, {'error'}]
+
+def test_blur_in_one_class_is_a_warning():
+    rng = np.random.default_rng(0); y = np.arange(240) % 2; x = rng.integers(0, 256, (240, 32, 32))
+    x[y == 1] = gaussian_filter(x[y == 1], (0, .5, .5))
+    assert [(o.check, o.severity) for o in confounders(x, y) if 'sharpness tells' in o.what] == [('confounder', 'warning')]
+
+def test_a_table_in_another_order(tmp_path):
+    "Rows go by the name of the file, in whatever column it is; a table without names is refused"
+    for i, x in enumerate(grey(60)): (f := tmp_path/'ab'[i % 2]/f'{i:02}.png').parent.mkdir(exist_ok=True); Image.fromarray(x).save(f)
+    t = pd.DataFrame(dict(filename=[f'{i:02}.png' for i in range(60)], scanner=[*'ab']*30)).sample(frac=1, random_state=0)
+    assert [o.severity for o in audit(tmp_path, meta=t).of('confounder') if 'only scanner' in o.what] == ['error']
+    with pytest.raises(MedkitError, match='no column names the pictures'): audit(tmp_path, meta=t[['scanner']])
+    with pytest.raises(MedkitError, match='groups=5'): audit(tmp_path, groups=5)
+    with pytest.raises(MedkitError, match='inside the data'): audit(tmp_path, out=tmp_path/'page')
+
+def test_loaders_and_learners_name_the_files(tmp_path):
+    for i, x in enumerate(grey(24, size=32)): (f := tmp_path/'ab'[i % 2]/f'{i:02}.png').parent.mkdir(exist_ok=True); Image.fromarray(x if i != 9 else np.full((32, 32), 9, np.uint8)).save(f)
+    dls = image_dls(tmp_path, size=24, device='cpu'); whole = audit(tmp_path)
+    assert whole.of('constant')[0].items == [str(tmp_path/'b'/'09.png')]
+    assert audit(Learner(dls, nn.Identity(), nn.CrossEntropyLoss())).to_df().equals(whole.to_df())
 
 def test_same_seed_same_findings():
     s = open_images((grey(100), np.arange(100) % 2, ['train']*70 + ['val']*30))
