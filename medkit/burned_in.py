@@ -45,18 +45,18 @@ def levels(
     if image.dtype == np.uint8: high = max(high, low + 80)
     return np.clip((x - low)/max(high - low, 1e-9), 0, 1)
 
-# %% ../nbs/19_burned_in.ipynb #a6890354
+# %% ../nbs/19_burned_in.ipynb #e599a8c2
 def extremes(
     x,         # (h,w)
     keep,      # np.minimum or np.maximum
     size:int,  # Odd, pixels
 ):             # (h,w)
     "The least or the largest value in a square around each pixel, mirrored at the border"
-    for axis in (0, 1):
-        x, n = np.pad(x.swapaxes(0, axis), ((size//2, size//2), (0, 0)), mode='symmetric'), 1
-        while n < size: step = min(n, size - n); x, n = keep(x[:-step], x[step:]), n + step
-        x = x.swapaxes(0, axis)
-    return x
+    def down(y, n=1):
+        while n < size: step = min(n, size - n); y, n = keep(y[:-step], y[step:]), n + step
+        return y
+    x = np.pad(x, size//2, mode='symmetric')
+    return np.concatenate([down(down(x[i:i + 63 + size]).T).T for i in range(0, len(x) - size + 1, 64)])  # 64 rows at a time stay in the processor's cache
 
 def tophats(x, size) -> tuple:
     "What is brighter and what is darker than all that is as wide as `size`"
