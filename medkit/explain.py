@@ -374,7 +374,7 @@ def planes_of(
     names = ('sagittal', 'coronal', 'axial') if e.spacing else ('axis 0', 'axis 1', 'axis 2')
     return [(f'{names[k]}, plane {at[k]}', cut(k), ratio(k)) for k in ((2, 1, 0) if e.spacing else (0, 1, 2))]
 
-# %% ../nbs/59_explain.ipynb #1371de0a
+# %% ../nbs/59_explain.ipynb #1a88909d
 TRUTH, PREDICTED = '#4be0b0', '#ffffff'
 
 def outline(ax, mask, **line):
@@ -393,6 +393,7 @@ def title_of(e, width):
     lines = [o for o, there in (('truth outlined', e.truth is not None), ('prediction dashed', e.where is not None)) if there]
     return textwrap.fill(', '.join([e.title, *lines]), width).replace('$', r'\$') # or matplotlib takes it for a formula
 
+# %% ../nbs/59_explain.ipynb #4311a228
 def map_figure(
     e, # `Explanation`
 ) -> Figure:
@@ -407,7 +408,7 @@ def map_figure(
         for ax in (a, b): ax.set(xticks=[], yticks=[], frame_on=False, aspect=ratio)
     if e.empty: fig.supxlabel(f'empty map: {e.empty}', fontsize=9, color=MUTED)
     else: colour_bar(fig, axs, m, top)
-    fig.suptitle(title_of(e, 60 if len(views) == 1 else 80), fontsize=10.5, color=INK)
+    fig.suptitle(title_of(e, 70 if len(views) == 1 else 90), fontsize=10.5, color=INK)
     return fig
 
 def colour_bar(fig, axs, m:Method, top):
@@ -415,7 +416,7 @@ def colour_bar(fig, axs, m:Method, top):
     bar = fig.colorbar(ScalarMappable(Normalize(-top if m.signed else 0, top), 'RdBu_r' if m.signed else 'inferno'), ax=list(axs.flat), shrink=.85)
     bar.set_label(m.unit + ('\nblue: against' if m.signed else ''), fontsize=8, color=MUTED); bar.ax.tick_params(labelsize=7.5, colors=MUTED, length=0); bar.outline.set_visible(False)
 
-# %% ../nbs/59_explain.ipynb #4aa0f2d3
+# %% ../nbs/59_explain.ipynb #c5e48abc
 LOSSES = {SEVERAL: ('bce', 'binary'), NUMBER: ('mse', 'l1', 'huber'), 'multi-class': ('cross', 'nll', 'focal')} # Pieces of the names of losses
 
 def task_of(learn) -> str:
@@ -432,6 +433,7 @@ def odds(learn, out) -> torch.Tensor:
     "Probabilities of logits (B,k)"
     return out.sigmoid() if task_of(learn) == SEVERAL else out.softmax(1)
 
+# %% ../nbs/59_explain.ipynb #4c918ff1
 def names_of(learn, out) -> list:
     "Names of what the network answers: classes, labels, or none for a number"
     if plan := getattr(learn.dls, 'plan', None): return [str(plan.labels[k]) for k in sorted(plan.labels)]
@@ -498,7 +500,7 @@ def explain(
     m = attribute(learn.model, b, k, method, layer, where, **how)[0]
     return Explanation(m, shown(b[0], stats_of(learn.dls.valid)), method, names[k], said, layer or '', truth, None if where is None else to_np(where), getattr(getattr(learn.dls, 'plan', None), 'spacing', None))
 
-# %% ../nbs/59_explain.ipynb #e2ba9458
+# %% ../nbs/59_explain.ipynb #df66dae6
 def starts(model, x) -> dict: # Name -> when its turn begins
     "The order in which a network computes, whatever the order in which it was written down"
     net, when = still(model, x[:1]), {}
@@ -523,6 +525,7 @@ def weight_groups(
     if not groups: raise MedkitError('This network has no weights, so there are none to draw anew')
     return [[n for i in part for n in groups[i]] for part in np.array_split(np.arange(len(groups))[::-1], min(most, len(groups)))]
 
+# %% ../nbs/59_explain.ipynb #774680b8
 def draw_anew(m):
     "Random weights in one layer: as its kind begins, or where it does not say how, normal ones of the size that they had"
     if hasattr(m, 'reset_parameters'): m.reset_parameters()
@@ -541,7 +544,7 @@ def redrawn(model, x, names, seed=0):
         out.eval()
     return out
 
-# %% ../nbs/59_explain.ipynb #d0c5e39e
+# %% ../nbs/59_explain.ipynb #327ea227
 def similarity(
     a, b, # Maps (...)
 ) -> tuple: # rank correlation and SSIM of their sizes; nan where one of them is the same everywhere
@@ -557,6 +560,7 @@ def next_to(own, other) -> list: # of (spearman, ssim, control), nan where one o
     both = [(*similarity(a, b), similarity(a, c)[0]) for a, b, c in zip(own, other, np.roll(other, 1, 0))]
     return [o if np.isfinite([o[0], o[2]]).all() else (np.nan,)*3 for o in both]
 
+# %% ../nbs/59_explain.ipynb #28dbe454
 def cascade(
     model, x, targets, method, # As for `attribute`
     layer=None,
@@ -757,7 +761,7 @@ def removal_figure(curves) -> Figure:
     fig.axes[0].set_ylabel('probability of the class', color=MUTED, fontsize=9); fig.axes[0].legend(frameon=False, fontsize=8, labelcolor=INK)
     return fig
 
-# %% ../nbs/59_explain.ipynb #fa6d6d2b
+# %% ../nbs/59_explain.ipynb #21b67b2a
 NOTES = ['Random weights: rank correlation with the maps of a network of random weights, beyond that with the next picture\'s map; limit .02, ours.',
          'Pointing game and energy in box: against the thing\'s, or its box\'s, share of the picture; the hits by the exact chance of so many or so few. Deletion and insertion: area under the curve, against the same cells in random order.',
          'Every picture\'s true class is explained. The other verdicts are paired over pictures; with several methods and checks one in forty is wrong by chance.',
@@ -769,11 +773,11 @@ def blank_notes(table, n) -> list:
     return [f"{METHODS[o.method].title}, {o.metric}: {o.n} of {n} pictures; the other maps are the same everywhere, of this network or of the other one{', which leaves too few for a verdict' if 2*o.n < n else ''}." for o in few.itertuples()]
 
 def dl_of(learn, dl):
-    "The loader that was given, or the learner's test or validation set; a `MedkitError` where it is none, or holds no pictures of its own"
-    if dl is None: own_pictures(learn.dls)
-    elif not isinstance(dl, TfmdDL): raise MedkitError(f'dl is {dl!r}: give a loader, as learn.dls.valid or learn.dls.test_dl(files, with_labels=True)')
+    "The loader that was given, or the learner's test or validation set"
+    if dl is not None and not isinstance(dl, TfmdDL): raise MedkitError(f'dl is {dl!r}: give a loader, as learn.dls.valid or learn.dls.test_dl(files, with_labels=True)')
     return pick_dl(learn, dl)[0]
 
+# %% ../nbs/59_explain.ipynb #047b9621
 def check_explanations(
     learn,       # From `classifier`
     dl=None,     # Loader to look at; the test set, or the validation set where there is none
