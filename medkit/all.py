@@ -56,7 +56,7 @@ from .calibrate import Calibration, as_calibration, before_after, calibrate, cha
 from .doubt import aurc, by_dropout, by_ensemble, by_views, doubt, doubts, ood, other_camera, selective, selective_figure
 from .shift import corrupt, corrupt_volume, external_test, robustness
 from .report import report
-from .explain import Explanation, attribute, by_heart, check_explanations, explain, explanation_findings, shuffled_labels
+from .explain import Explanation, attribute, by_heart, check_explanations, energy, explain, explanation_findings, pointing, shuffled_labels, similarity
 from .demo import demo
 
 # %% ../nbs/99_all.ipynb #72f0654b
