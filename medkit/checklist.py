@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['ITEMS', 'STATES', 'STAGES', 'PROTOCOL', 'CHECKS', 'Item', 'Data', 'set_of', 'folder_of', 'data_of', 'kept', 'safe',
            'rows_of', 'counted', 'check_sizes', 'sums', 'check_raw', 'one_grid', 'check_grid', 'tidied',
-           'check_anonymisation', 'some_pictures', 'check_looked', 'protocol', 'check_sources', 'check_atlas',
-           'kept_answers', 'settle', 'Checklist', 'lines_of', 'markdown', 'page', 'write_checklist', 'checklist']
+           'check_anonymisation', 'some_pictures', 'check_looked', 'protocol', 'check_sources', 'one_place',
+           'check_atlas', 'kept_answers', 'settle', 'Checklist', 'lines_of', 'markdown', 'page', 'write_checklist',
+           'checklist']
 
 # %% ../nbs/54_checklist.ipynb #15935514
 import hashlib, html, json, nibabel as nib, numpy as np, os, pandas as pd
@@ -20,11 +21,11 @@ from .core import MedkitError, atomic, choose, in_threads, save_json
 from .deidentify import PICTURES, files_of, phi_check, signs
 from .dicom import header, quietly, tag
 from .results import table_html
-from .explore import dicom_volumes, holds_dicom, picture_table, plot_cases, plot_montage, read_case, span, volume_table
+from .explore import dicom_volumes, holds_dicom, located, opened, picture_table, plot_cases, plot_montage, read_case, span, volume_table
 from .findings import Finding, Findings
 from .images import ImageSet, open_images, packed
 from .pages import Page, widest
-from .volumes import UNREADABLE, Case, VolumeSet, open_volumes, scan, stem
+from .volumes import UNREADABLE, Case, VolumeSet, is_dicom, load_dicom, open_volumes, scan, stem
 
 # %% ../nbs/54_checklist.ipynb #565bb5ab
 ITEMS = {
@@ -85,15 +86,18 @@ def set_of(
 def folder_of(s) -> Path:
     "The folder in which a set's files lie; None where they lie in an archive or in memory"
     if isinstance(s, VolumeSet): return s.folder and Path(s.folder)
-    paths = not isinstance(s.images, np.ndarray) and len(s) and all(isinstance(f, (str, Path)) for f in s.images)
-    return Path(os.path.commonpath([Path(f).resolve().parent for f in s.images])) if paths else None
+    files = s.files if isinstance(s.images, np.ndarray) else s.images
+    return Path(os.path.commonpath([Path(f).resolve().parent for f in files])) if files and all(isinstance(f, (str, Path)) for f in files) else None
 
 def data_of(source) -> Data:
-    "Loaders, a set or a folder as `Data`"
+    "Loaders, a set, a folder, a file or a name of the catalog as `Data`"
     if hasattr(source, 'loaders') and hasattr(source, 'set'): return Data(source.set.name, source.set, folder_of(source.set), source)
     if isinstance(source, (VolumeSet, ImageSet)): return Data(source.name, source, folder_of(source))
-    if not isinstance(source, (str, Path)) or not Path(source).is_dir(): raise MedkitError(f'{getattr(source, "name", source)} is neither a folder nor a set nor loaders: give one of these')
-    folder = Path(source).resolve(); d = Data(folder.name, None, folder)
+    if not isinstance(source, (str, Path)): raise MedkitError(f'{type(source).__name__} is neither a folder nor a set nor loaders: give one of these')
+    e, path = located(source)
+    if path is None: raise MedkitError(f"'{e.name}' is not on this computer: " + (f"fetch('{e.name}') downloads it" if e.url else f'to have it, {e.obtain}'))
+    if not path.is_dir(): s = opened(path, None, 42, {})[0]; return Data(s.name, s, folder_of(s))
+    folder = path.resolve(); d = Data(folder.name, None, folder)
     d.set = set_of(next((d.stages[s] for s in reversed(STAGES) if s in d.stages and any(files_of(d.stages[s]))), folder))
     return d
 
@@ -221,13 +225,20 @@ def check_sources(d, out) -> tuple:
     evidence = [f'{n} files: {k}.' for k, n in kinds.most_common(8)] + [f'And {len(kinds) - 8} more kinds.']*(len(kinds) > 8)
     return (True if len(kinds) > 1 else None), evidence or ['No header or sidecar names a scanner.'], []
 
+def one_place(cases) -> bool:
+    "Whether all volumes have one affine: the corners of their grids lie within a hundredth of a mm"
+    affines = in_threads(lambda c: (load_dicom(c.image) if is_dicom(c.image) else nib.load(c.image)).affine, cases)
+    return np.allclose(affines, affines[0], rtol=1e-4, atol=.01)
+
 def check_atlas(d, out) -> tuple:
-    "Never decided by a program; says whether all volumes share one grid, as after registration"
+    "Never decided by a program; says whether all volumes share one grid, its place among it, as after registration"
     if not d.volumes: return None, ['Pictures: nothing to compare.'], []
     df = rows_of(d)
     if len(df) < 2: return None, ['One volume: nothing to compare.'], []
-    same = not one_grid(df) and all(df[f'{k} voxels'].nunique() == 1 for k in 'xyz' if f'{k} voxels' in df)
-    return None, [f'The {len(df)} volumes {"share one grid, as they do after registration" if same else "lie on several grids, as they do without registration"}.'], []
+    if 'problem' in df and df.problem.notna().any(): return None, ['Not all volumes can be read.'], []
+    same = not one_grid(df) and all(df[f'{k} voxels'].nunique() == 1 for k in 'xyz')
+    here = same and one_place(d.set.cases)
+    return None, [f'The {len(df)} volumes {"share one grid, its place among it, as they do after registration" if here else "have one size and spacing, but lie in several places, as they do without registration" if same else "lie on several grids, as they do without registration"}.'], []
 
 CHECKS = dict(zip(ITEMS, (check_sizes, check_raw, check_grid, check_anonymisation, check_looked, check_sources, check_atlas)))
 
@@ -289,7 +300,7 @@ def write_checklist(c:Checklist, d:Data, out):
     with atomic(out/f'checklist-{c.day}.md') as f: f.write_text(markdown(c), encoding='utf-8')
 
 def checklist(
-    source,       # A folder (Decathlon layout, a project with raw, interim and processed, DICOM, pictures), loaders, or a set
+    source,       # A folder (Decathlon layout, a project with raw, interim and processed, DICOM, pictures), name of `catalog()`, .npz, .tm or .csv file, loaders, or a set
     out=None,     # Folder for the reports, the table of sizes, checksums and answers, outside of the data; nothing is written without it
     answers=None, # {item: who did what and when}; those given earlier into the same `out` stay
 ) -> Checklist:

@@ -136,8 +136,9 @@ def header(
 
 def item_names(s:ImageSet) -> list:
     "What a reader knows each picture by: its file below the set's folder, or its place in its split, as in 'train 12'"
-    if not isinstance(s.images, np.ndarray):
-        names = [f.at if isinstance(f, zipfile.Path) else os.path.abspath(f) for f in s.images]
+    files = s.files if isinstance(s.images, np.ndarray) else s.images
+    if files:
+        names = [f.at if isinstance(f, zipfile.Path) else os.path.abspath(f) for f in files]
         top = os.path.commonpath(map(os.path.dirname, names)) if all(map(os.path.isabs, names)) else ''
         return [os.path.relpath(n, top).replace(os.sep, '/') if top else n for n in names]
     nth = np.empty(len(s), int)
@@ -475,7 +476,7 @@ def plot_sizes(
     if not bright: axs[1,1].set_visible(False); return fig
     wide = (df[['low','p99.5']].min().min() >= 0) and (df['median'].min() > 0) and df['p99.5'].max() > 50*df['p99.5'].min()
     if wide: axs[1,1].set(xscale='log', yscale='log')
-    scatter(axs[1,1], df, 'median', 'p99.5', 'Values of each case: median, and 99.5 % quantile', odd('p99.5'))
+    scatter(axs[1,1], df.assign(**{'median value': df['median'], '99.5 % quantile': df['p99.5']}), 'median value', '99.5 % quantile', 'Values of each case', odd('p99.5'))
     return fig
 
 # %% ../nbs/50_explore.ipynb #dd8b063c

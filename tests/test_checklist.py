@@ -7,6 +7,7 @@ from medkit.core import MedkitError
 from medkit.dicom import head_volume, write_series
 from medkit.findings import stop_at
 from medkit.images import open_images
+from medkit.loaders import image_dls
 from medkit.phantom import make_sample
 from medkit.volumes import open_volumes
 
@@ -74,7 +75,7 @@ def test_pictures_loaders_and_arrays(tmp_path):
     s = open_images(tmp_path/'in'); assert checklist(s, tmp_path/'out2')['raw'].evidence[0].startswith('8 files')
     assert checklist(open_images(tmp_path/'in').load(24))['raw'].state == 'open'
 
-@pytest.mark.parametrize('source, words', [('none', 'neither a folder'), ('empty', 'no volumes'), (3, 'neither a folder')])
+@pytest.mark.parametrize('source, words', [('none', 'does not exist'), ('empty', 'no volumes'), (3, 'neither a folder')])
 def test_bad_sources(tmp_path, source, words):
     (tmp_path/'empty').mkdir()
     with pytest.raises(MedkitError, match=words): checklist(tmp_path/source if isinstance(source, str) else source)
@@ -91,7 +92,20 @@ def test_hippocampus(real_data, tmp_path):
     vs = open_volumes(real_data/'Task04_Hippocampus'); vs = replace(vs, cases=vs.cases[:6], folder=None)
     c = checklist(vs, tmp_path/'out'); assert c['grid'].state == 'done by check' and c['sizes'].state == 'done by check' and c['anonymisation'].state == 'open'
 
+def test_one_grid_is_of_one_place(tmp_path):
+    "Equal sizes and spacings are no registration: the grids must lie in one place"
+    for i in range(3): nib.save(nib.Nifti1Image(np.random.default_rng(i).random((8, 8, 8), 'f4'), np.eye(4)), tmp_path/f'{i}.nii.gz')
+    assert 'share one grid' in checklist(tmp_path)['atlas'].evidence[0]
+    far = np.eye(4); far[:3, 3] = 500, 300, -200; nib.save(nib.Nifti1Image(np.zeros((8, 8, 8), 'f4'), far), tmp_path/'2.nii.gz')
+    assert 'several places' in checklist(tmp_path)['atlas'].evidence[0]
+
+def test_loaders_know_their_folder(tmp_path):
+    for i in range(40): (f := tmp_path/'in'/'ab'[i % 2]/f'{i:02}.png').parent.mkdir(parents=True, exist_ok=True); Image.fromarray(np.random.default_rng(i).integers(0, 255, (24, 24), np.uint8)).save(f)
+    c = checklist(image_dls(tmp_path/'in', device='cpu'), tmp_path/'out')
+    assert c['raw'].evidence[0] == '40 files in in.' and set(pd.read_csv(tmp_path/'out'/'sizes.csv')['item']) == {f'{"ab"[i % 2]}/{i:02}.png' for i in range(40)}
+
 def test_one_file_of_pictures(tmp_path):
     "A folder as `make_sample` leaves it: its pictures are in one file"
     c = checklist(make_sample('lesions', tmp_path/'packed', 100))
     assert c['sizes'].evidence[0] == '100 pictures: width 28, height 28.'
+    assert checklist(tmp_path/'packed'/'lesions.npz')['sizes'].evidence == c['sizes'].evidence
