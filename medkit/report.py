@@ -6,12 +6,13 @@
 __all__ = ['HEADINGS', 'FILES', 'picture', 'pick_answers', 'plot_answers', 'answers_caption', 'answers', 'report_classes',
            'plot_numbers', 'report_labels', 'report_numbers', 'example', 'report_segmenter', 'parts_or_why',
            'side_by_side', 'map_row', 'calibration_section', 'own_split', 'drawn', 'asked_again', 'doubt_section',
-           'threshold_section', 'subgroup_section', 'robust_section', 'site_section', 'at_hand', 'outside_section',
-           'about_data', 'limits', 'model_card', 'class_sections', 'sections_of', 'report_folder', 'what_was_asked',
-           'judged', 'write_sections', 'report']
+           'threshold_section', 'subgroup_section', 'robust_section', 'site_section', 'at_hand', 'fewer',
+           'outside_section', 'about_data', 'limits', 'model_card', 'class_sections', 'sections_of', 'report_folder',
+           'what_was_asked', 'judged', 'write_sections', 'report']
 
-# %% ../nbs/58_report.ipynb #91dc91f0
+# %% ../nbs/58_report.ipynb #8054da8e
 import tempfile, textwrap
+from contextlib import contextmanager
 from pathlib import Path
 
 # %% ../nbs/58_report.ipynb #3d93958c
@@ -19,7 +20,7 @@ import nibabel as nib, numpy as np, pandas as pd, torch
 from fastai.learner import Learner
 from matplotlib.figure import Figure
 
-# %% ../nbs/58_report.ipynb #ce77bfe1
+# %% ../nbs/58_report.ipynb #e86d3560
 from .core import MedkitError, run_record
 from .phantom import head_ct, lesions
 from .catalog import ENTRIES
@@ -27,6 +28,7 @@ from .images import ImageSet, form_of
 from .volumes import load_nifti
 from .hounsfield import window
 from .training import history, quiet
+from .loaders import PictureLoaders
 from .predict import predict
 from .classify import NUMBER, ORDERED, SEVERAL, train_labels
 from .intervals import group_codes, to_np
@@ -186,7 +188,7 @@ def parts_or_why(section, *args) -> list:
     try: return section(*args)
     except MedkitError as e: return [f'Not examined: {str(e).rstrip(".")}.']
 
-# %% ../nbs/58_report.ipynb #132d9adc
+# %% ../nbs/58_report.ipynb #4eb53024
 def side_by_side(table):
     "The long table of `before_after` with a row a metric"
     cols = [table[table.when == w].set_index('metric')[['value', 'low', 'high']].set_axis([w, f'{w}_low', f'{w}_high'], axis=1) for w in ('before', 'after', 'change')]
@@ -204,8 +206,8 @@ def calibration_section(p, t, vp, vt, vocab, groups=None) -> list:
     m, two = maps['temperature'], dict(of=1, name=vocab[1]) if len(vocab) == 2 and np.ndim(t) == 1 else {}
     told = f"ECE is the mean distance of how sure the model was from how often it was right; the part that chance alone makes is taken off, but not from its change. One temperature, {m.params['temperature']:.2f}, was fitted on the {m.n} validation pictures; judged on {len(t)} others."
     told_of = f'Reliability: how often it was {vocab[1]} at each probability of it' if two else 'Reliability: how often answers of each confidence were right'
-    figures = {f'{told_of}; {" and ".join(q)}': reliability_figure(q, t, groups=groups, **two) for q in ({'as trained': p, 'temperature': m(p)}, {k: maps[k](p) for k in HOWS[1:]})}
-    rows = [map_row('as trained', tables['temperature'], 'before'), *(map_row(k, v, 'after') for k, v in tables.items())]
+    figures = {f'{told_of}; {" and ".join(q)}': reliability_figure(q, t, groups=groups, **two) for q in ({'as trained': p, 'temperature': m(p)}, {'Platt': maps['platt'](p), 'isotonic': maps['isotonic'](p)})}
+    rows = [map_row('as trained', tables['temperature'], 'before'), *(map_row(k.replace('platt', 'Platt'), v, 'after') for k, v in tables.items())]
     return [told, side_by_side(tables['temperature']), 'Temperature scaling fits one number, Platt scaling two for each class, isotonic regression a staircase for each class; all on the validation pictures. Which of them to use is a choice for those pictures too: the best of several here is a lucky one.', pd.DataFrame(rows), *dict.fromkeys(n for o in maps.values() for n in o.notes), figures]
 
 # %% ../nbs/58_report.ipynb #c7e99552
@@ -222,15 +224,15 @@ def drawn(learn, dl, n, groups=None, seed=0) -> tuple:
     rows = np.random.default_rng(seed).permutation(len(s))[:n]
     return s.part(rows), None if groups is None else groups[rows]
 
-# %% ../nbs/58_report.ipynb #5609aad0
-def asked_again(learn, dl, groups=None, times=8, n=200) -> list:
+# %% ../nbs/58_report.ipynb #1fe90fd3
+def asked_again(learn, dl, groups=None, times=8, n=100) -> list:
     "Whether views or dropout know better than one answer which answers are wrong"
     s, of = drawn(learn, dl, n, groups)
     sub = loader_for(learn.dls, s)
     ways, tables, why = dict(plain='once', views=f'{times} augmented views', dropout=f'{times} times with dropout on (MC dropout)'), [], []
     for how, name in ways.items():
         try: tables.append(doubt(learn, how, times, sub, groups=of).table.assign(asked=name))
-        except MedkitError as e: why.append(f'Not examined, {name}: {e}.')
+        except MedkitError as e: why.append(f'{how.capitalize()}: not examined. {str(e).rstrip(".")}.')
     t = pd.concat(tables)[lambda d: d.order != 'oracle'].rename(columns=dict(order='score of doubt', value='AURC', low='AURC_low', high='AURC_high'))
     return [f'AURC is the area under the curve of risk against coverage: the mean error over all shares kept. By the order of each score of doubt, on {t.n.max()} of the pictures; the gain is how far it is below a random order.', t[['asked', *t.columns.drop('asked')]], *why]
 
@@ -256,11 +258,11 @@ def subgroup_section(p, t, by, groups=None) -> list:
         parts += [f'By {name}: AUC.', r.table, *r.notes, {f'AUC by {name}, and the gap to all others': r.figure()}]
     return parts
 
-# %% ../nbs/58_report.ipynb #d53c7d57
+# %% ../nbs/58_report.ipynb #8e613eb2
 def robust_section(learn, dl, groups=None) -> list:
     "What corrupted pictures or scans do"
     if not hasattr(learn.dls, 'plan'): own_split(learn, dl)
-    r = robustness(learn, dl, n=3 if hasattr(learn.dls, 'plan') else 200, groups=groups)
+    r = robustness(learn, dl, n=3 if hasattr(learn.dls, 'plan') else 150, groups=groups)
     worst = r.summary.iloc[0]
     told = f'Measured: {r.metric}, on {int(r.table.n.max())} of those judged, at severities 1 to 5. Worst: {worst.corruption}, {worst.clean:.3f} to {worst.worst:.3f} at severity {worst.severity}; of several kinds one is always the worst, and a little by chance.'
     return [told, r.summary, {'The metric against the severity of each corruption': r.figure()}]
@@ -271,23 +273,35 @@ def site_section(learn, dl, away=None, groups=None) -> list:
     if away is None: raise MedkitError('give `away`, pictures of another site with their classes')
     return ['Other patients, so the two are no pairs, and the interval of the change is made of both.', external_test(learn, away, dl, groups)]
 
-# %% ../nbs/58_report.ipynb #f816ca6e
+# %% ../nbs/58_report.ipynb #224d2834
 def at_hand(
     s:ImageSet, # Some pictures of the learner's own kind
 ) -> dict:
     "Strangers for every model of pictures: the same kind, changed (near), and generated ones of another kind (far)"
-    far = {'drawn skin lesions (far)': lesions(140)['train_images']} if form_of(s.images) == 'grey' else {'drawn head CT slices (far)': window(head_ct(100)[0])}
-    return {'another camera (near)': other_camera(s.images), 'noise (near)': corrupt(s.images, 'noise', 3), 'blur (near)': corrupt(s.images, 'blur', 3)} | far
+    far = {'far: drawn skin': lesions(140)['train_images']} if form_of(s.images) == 'grey' else {'far: drawn CT': window(head_ct(100)[0])}
+    return {'near: camera': other_camera(s.images), 'near: noise': corrupt(s.images, 'noise', 3), 'near: blur': corrupt(s.images, 'blur', 3)} | far
 
-def outside_section(learn, dl, outside=None, groups=None, n=200) -> list:
+# %% ../nbs/58_report.ipynb #332a006c
+@contextmanager
+def fewer(learn, n=5000, seed=0):
+    "The learner with at most `n` training pictures, so that those of a large set need not all be read"
+    dls, s = learn.dls, learn.dls.set.part('train')
+    s = s.part(np.random.default_rng(seed).permutation(len(s))[:n])
+    learn.dls = PictureLoaders(loader_for(dls, s), dls.valid, path=dls.path, device=dls.device)
+    learn.dls.set = s
+    try: yield
+    finally: learn.dls = dls
+
+def outside_section(learn, dl, outside=None, groups=None, n=150) -> list:
     "Whether strangers are noticed: those at hand, and the given ones"
     ood_learner(learn)
     s, of = drawn(learn, dl, 2*n, groups)
     half = len(s)//2 # the changed pictures are others than the own ones
     own, foreign = s.part(range(half)), at_hand(s.part(range(half, len(s))))
-    r = ood(learn, foreign | (outside or {}), loader_for(learn.dls, own), None if of is None else of[:half])
-    return [f'AUROC of telling strangers from {half} of the judged pictures, and at the alarm that 5 % of the validation pictures set off: strangers that pass, false alarms. Near strangers are other judged pictures, changed; far ones are generated.',
-            r.table, {'Scores of own (grey) and foreign (blue) pictures; the alarm is the dotted line': r.figure()}]
+    own = loader_for(learn.dls, own)
+    with fewer(learn): r = ood(learn, foreign | (outside or {}), own, None if of is None else of[:half])
+    return [f'AUROC of telling strangers from {half} of the judged pictures, and at the alarm that 5 % of the validation pictures set off: strangers that pass, false alarms. Near strangers are other judged pictures as another camera, noise and blur make them; far ones, heads or skin lesions, are drawn by medkit.',
+            r.table.rename(columns=dict(value='AUROC', low='AUROC_low', high='AUROC_high')), {'Scores of own (grey) and foreign (blue) pictures; the alarm is the dotted line': r.figure()}]
 
 # %% ../nbs/58_report.ipynb #9c4e558c
 def about_data(learn) -> list:

@@ -4,20 +4,20 @@ from dataclasses import replace
 import numpy as np, pytest, torch
 from fastai.basics import CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, accuracy
 from torch.utils.data import TensorDataset
-from medkit.classify import classifier
+from medkit.classify import classifier, train_labels
 from medkit.core import MedkitError
 from medkit.loaders import image_dls
 from medkit.phantom import make_sample
-from medkit.report import HEADINGS, class_sections, parts_or_why, report, threshold_section
+from medkit.report import HEADINGS, asked_again, class_sections, fewer, parts_or_why, report, threshold_section
 from medkit.segment import segmenter, volume_dls
 from medkit.shift import loader_for
 
-def learner(n=80, task=None, names=('none', 'bleed', 'tumour'), classes=2, edge=12, seed=0):
+def learner(n=80, task=None, classes=2, edge=12, seed=0, augment=False):
     rng, y = np.random.default_rng(seed), np.arange(n) % classes
     x = np.clip(rng.normal(90, 25, (n, edge, edge)) + 40*y[:, None, None], 0, 255).astype(np.uint8)
-    answers = y + rng.random(n) if task == 'regression' else np.c_[y == 0, y == 1].astype(int) if task else np.array(names)[y]
+    answers = y + rng.random(n) if task == 'regression' else np.c_[y == 0, y == 1].astype(int) if task else np.array(['none', 'bleed', 'tumour'])[y]
     with torch.random.fork_rng():
-        return classifier(image_dls((x, answers, np.repeat(['train', 'val', 'test'], [n-60, 24, 36])), bs=16, device='cpu', augment=False, **(dict(task=task) if task else {})), 'simple_cnn', pretrained=False)
+        return classifier(image_dls((x, answers, np.repeat(['train', 'val', 'test'], [n-60, 24, 36])), bs=16, device='cpu', augment=augment, **(dict(task=task) if task else {})), 'simple_cnn', pretrained=False)
 
 def text(folder, f='report.md'): return (folder/f).read_text(encoding='utf-8')
 
@@ -32,7 +32,7 @@ def test_validation_chooses_and_the_test_set_only_judges():
         a, b = (o[k][0] for o in (one, two))
         assert a == b and not one[k][1].equals(two[k][1])
     assert 'fitted on the 200 validation pictures; judged on 200 others' in one['calibration'][0] and 'bleed' in list(one['calibration'][-1])[0]
-    assert list(one['calibration'][3]['map']) == ['as trained', 'temperature', 'platt', 'isotonic']
+    assert list(one['calibration'][3]['map']) == ['as trained', 'temperature', 'Platt', 'isotonic']
     assert all('no others' in o[0] for o in class_sections(p, t, None, None, ['none', 'bleed']).values())
 
 def test_patients_reach_every_section():
@@ -44,6 +44,16 @@ def test_patients_reach_every_section():
         width = [(o[k][1].iloc[0].filter(like='high').iloc[0] - o[k][1].iloc[0].filter(like='low').iloc[0]) for o in (one, all_)]
         assert width[0] > 1.3*width[1]
 
+def test_views_and_dropout_are_asked_where_there_are_any():
+    learn = learner(augment=True); learn.model = torch.nn.Sequential(learn.model, torch.nn.Dropout(.5))
+    t = asked_again(learn, learn.dls.test)[1]
+    assert list(t.groupby('asked', sort=False).size()) == [3, 5, 5] and set(t.n) == {36} and 'MC dropout' in t.asked.iloc[-1]
+
+def test_fewer_training_pictures():
+    learn = learner(); dls = learn.dls
+    with fewer(learn, 7): assert len(learn.dls.train.dataset) == len(train_labels(learn.dls)) == 7 and learn.dls.valid is dls.valid and len(next(iter(learn.dls.train))[0]) == 7
+    assert learn.dls is dls
+
 def test_one_class_in_validation_costs_one_section():
     p, t = np.random.default_rng(0).dirichlet([1, 1], 40), np.arange(40) % 2
     parts = parts_or_why(threshold_section, p, t, p, 0*t, ['none', 'bleed'])
@@ -54,7 +64,7 @@ def test_two_classes(tmp_path):
     r = report(learn, tmp_path/'r')
     page = text(tmp_path/'r')
     assert headings(tmp_path/'r') == [*HEADINGS.values(), 'Model card']
-    for word in ('Confusion matrix', 'Reliability', 'Decision curve', 'platt', 'augmented views', 'no dropout layer', 'at severities 1 to 5', 'another camera (near)', 'drawn skin lesions (far)', 'give `by`', 'give `away`'): assert word in page, word
+    for word in ('Confusion matrix', 'Reliability', 'Decision curve', 'Platt', 'Views: not examined', 'Dropout: not examined', 'at severities 1 to 5', 'near: camera', 'far: drawn skin', 'give `by`', 'give `away`'): assert word in page, word
     card = text(tmp_path/'r', 'model_card.md')
     for word in ('### Data', 'Licence of the data', '### Intended use', 'Not a medical device', '### Numbers', 'n = 36', '### Limits', 'Not examined: subgroups of patients, another site, leaks', 'check_explanations'): assert word in card, word
     kept = json.loads(text(tmp_path/'r', 'metrics.json'))

@@ -5,7 +5,8 @@
 The test pictures are real ones of the set, none of them twice: where its own test split is smaller, pictures of the training split are moved there. The networks are not trained: what a report
 costs does not depend on what they learned. Wall time hangs on what else the machine does, so processor seconds and the load are printed along.
 
-Measured on 2 x86_64 cores with nothing else running (21 November 2026): simple_cnn 4.5 s, tf_efficientnet_lite0 17.1 s."""
+Measured on 21 November 2026, one thread of an x86_64 machine that was busy with other work (load 8 to 14), so in processor seconds: simple_cnn 10.3, tf_efficientnet_lite0 46.4.
+An earlier page, without the sections on views, dropout and strangers took 26.3 there for the second, and 17.1 s wall on two free cores: this page should take about 30 s on them (not measured)."""
 import argparse, contextlib, io, os, platform, time, warnings
 from dataclasses import replace
 from pathlib import Path
