@@ -281,7 +281,7 @@ def at_hand(
     far = {'far: drawn skin': lesions(140)['train_images']} if form_of(s.images) == 'grey' else {'far: drawn CT': window(head_ct(100)[0])}
     return {'near: camera': other_camera(s.images), 'near: noise': corrupt(s.images, 'noise', 3), 'near: blur': corrupt(s.images, 'blur', 3)} | far
 
-# %% ../nbs/58_report.ipynb #332a006c
+# %% ../nbs/58_report.ipynb #8698b0d6
 @contextmanager
 def fewer(learn, n=5000, seed=0):
     "The learner with at most `n` training pictures, so that those of a large set need not all be read"
@@ -295,12 +295,13 @@ def fewer(learn, n=5000, seed=0):
 def outside_section(learn, dl, outside=None, groups=None, n=150) -> list:
     "Whether strangers are noticed: those at hand, and the given ones"
     ood_learner(learn)
-    s, of = drawn(learn, dl, 2*n, groups)
-    half = len(s)//2 # the changed pictures are others than the own ones
-    own, foreign = s.part(range(half)), at_hand(s.part(range(half, len(s))))
-    own = loader_for(learn.dls, own)
-    with fewer(learn): r = ood(learn, foreign | (outside or {}), own, None if of is None else of[:half])
-    return [f'AUROC of telling strangers from {half} of the judged pictures, and at the alarm that 5 % of the validation pictures set off: strangers that pass, false alarms. Near strangers are other judged pictures as another camera, noise and blur make them; far ones, heads or skin lesions, are drawn by medkit.',
+    own, of, foreign = dl, groups, dict(outside or {})
+    if not outside or any(dl is o for o in learn.dls.loaders): # of another loader the pictures cannot be changed
+        s, of = drawn(learn, dl, 2*n, groups)
+        half = len(s)//2 # the changed pictures are others than the own ones
+        own, of, foreign = loader_for(learn.dls, s.part(range(half))), None if of is None else of[:half], at_hand(s.part(range(half, len(s)))) | foreign
+    with fewer(learn): r = ood(learn, foreign, own, of)
+    return [f'AUROC of telling strangers from {own.n} of the judged pictures, and at the alarm that 5 % of the validation pictures set off: strangers that pass, false alarms. Near strangers are other judged pictures as another camera, noise and blur make them; far ones, heads or skin lesions, are drawn by medkit.',
             r.table.rename(columns=dict(value='AUROC', low='AUROC_low', high='AUROC_high')), {'Scores of own (grey) and foreign (blue) pictures; the alarm is the dotted line': r.figure()}]
 
 # %% ../nbs/58_report.ipynb #9c4e558c

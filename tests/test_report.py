@@ -127,6 +127,7 @@ def test_one_class_is_told(tmp_path):
     "Pictures of one class have no AUC and no specificity, and the page says so"
     learn = learner()
     only = learn.dls.set.part('test'); keep = only.labels == 1
-    r = report(learn, tmp_path/'r', dl=loader_for(learn.dls, replace(only, images=only.images[keep], labels=only.labels[keep], splits=only.splits[keep])))
+    r = report(learn, tmp_path/'r', outside={'noise': np.random.default_rng(0).integers(0, 256, (9, 12, 12), dtype=np.uint8)}, dl=loader_for(learn.dls, replace(only, images=only.images[keep], labels=only.labels[keep], splits=only.splits[keep])))
+    assert '| noise | Mahalanobis |' in text(tmp_path/'r') and 'near:' not in text(tmp_path/'r')
     assert np.isnan(r['AUC, macro one-vs-rest'].value) and any('none' in o for o in r.notes)
     assert HEADINGS['threshold'] in headings(tmp_path/'r') and 'nan' not in text(tmp_path/'r')
