@@ -66,8 +66,8 @@ def read_facts(
     try:
         data = file.read_bytes()
         with Image.open(io.BytesIO(data)) as im: return np.asarray(eight_bit(im)), header(im, len(data))
-    except MedkitError as e: raise MedkitError(f'{file}: {e}') from e
-    except BROKEN as e: raise MedkitError(f"{file}: {'it is empty (0 bytes)' if isinstance(e, OSError) and file.is_file() and not data else 'it is damaged, or no picture'}") from e
+    except MedkitError as e: raise MedkitError(f'{file.name}: {e}') from e
+    except BROKEN as e: raise MedkitError(f"{file.name}: {'it is empty (0 bytes)' if isinstance(e, OSError) and file.is_file() and not data else 'it is damaged, or no picture'}") from e
 
 # %% ../nbs/53_audit.ipynb #9e44404a
 def greys(

@@ -28,7 +28,8 @@ def places(
     s:ImageSet,
 ) -> list: # One string a picture, in the set's order
     "What a reader knows each picture by: its file, else split and row within it, as in 'train 12'"
-    if not isinstance(s.images, np.ndarray): return [str(f) for f in s.images]
+    files = s.files if isinstance(s.images, np.ndarray) else s.images
+    if files: return [str(f) for f in files]
     seen = dict.fromkeys(('train', 'val', 'test'), -1)
     def one(split): seen[split] += 1; return f'{split} {seen[split]}'
     return [one(str(split)) for split in s.splits]
