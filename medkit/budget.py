@@ -15,10 +15,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 from fastai.basics import DataLoaders
-from fastprogress import progress_bar
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
-from .core import MedkitError, atomic, choose, run_record, save_json, watched
+from .core import MedkitError, atomic, bar, choose, run_record, save_json
 from .volumes import prepare, read_mask, read_volume
 from .training import KeepLast, has_bf16, history, named, weights
 from .transfer import begin, network_starts
@@ -97,7 +96,7 @@ def pretrain_masked(
     net = network(replace(plan, labels=dict(enumerate(plan.modality))), seed).to(device).train() # an output a channel
     opt = torch.optim.AdamW(net.parameters(), lr); sched = torch.optim.lr_scheduler.OneCycleLR(opt, lr, steps)
     rng, losses = np.random.default_rng(seed), []
-    for _ in progress_bar(range(steps), leave=False, display=watched()):
+    for _ in bar(range(steps)):
         x = torch.stack([random_patch(images[rng.integers(len(images))], plan.patch_size, rng) for _ in range(bs)])
         loss = fill_in(net, x.to(device), torch.stack([cubes(plan.patch_size, rng) for _ in range(bs)]).to(device))
         loss.backward(); opt.step(); sched.step(); opt.zero_grad(); losses.append(loss.item())
@@ -210,7 +209,7 @@ def label_budget(
     runs = all_runs(budgets, subsets, seeds, starts)
     todo = [r for r in runs if not (e.out/'runs'/r.file).exists()]
     if todo: print(f'{len(runs)} runs of {steps} steps, {len(runs)-len(todo)} of them done')
-    for i,r in enumerate(progress_bar(todo, leave=False, display=watched())):
+    for i,r in enumerate(bar(todo)):
         rec = e.run(r)
         if not i: print(f'the first took {rec["seconds"]:.0f} s: about {rec["seconds"]*len(todo)/60:.0f} minutes for {len(todo)}')
     return collect(out, runs, len(dls.train_ds))

@@ -13,7 +13,6 @@ import json
 import numpy as np, pandas as pd, PIL.Image
 from collections import OrderedDict
 from fastai.vision.all import *
-from fastprogress import progress_bar
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from .core import *
@@ -237,7 +236,7 @@ def features(
 def _features(model, dl):
     "Of one loader, in the order of its data set"
     dl = dl.new(shuffle=False, drop_last=False)
-    with dl.dataset.set_split_idx(1): return inputs_of(model, head_of(model)[1], progress_bar(dl, leave=False, display=len(dl) > 8 and watched()))
+    with dl.dataset.set_split_idx(1): return inputs_of(model, head_of(model)[1], bar(dl, over=8))
 
 # %% ../nbs/16_classify.ipynb #d54c10f0
 def picture_files(

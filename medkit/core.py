@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'MedkitError', 'choose', 'cache_dir', 'data_dirs', 'environ', 'atomic', 'seeded', 'versions',
-           'device_name', 'git_state', 'run_record', 'save_json', 'watched', 'in_threads', 'in_test']
+           'device_name', 'git_state', 'run_record', 'save_json', 'watched', 'bar', 'in_threads', 'in_test']
 
 # %% ../nbs/00_core.ipynb #a1fc6a39
 import contextlib, difflib, json, os, platform, random, shutil, subprocess, sys, tempfile
@@ -134,17 +134,24 @@ def watched() -> bool:
     "Whether the output goes to a notebook or a terminal, and not to a file"
     return 'ipykernel' in sys.modules or sys.stdout.isatty()
 
+def bar(
+    steps,      # What a loop runs over
+    over=0,     # So few steps get no bar
+    total=None, # Number of steps, where they have no length
+):
+    "The same steps, with a progress bar where somebody watches; in a file not even the sign that a hidden bar of fastprogress leaves"
+    from fastprogress import progress_bar
+    return progress_bar(steps, total=total, leave=False) if watched() and (total or len(steps)) > over else steps
+
 # %% ../nbs/00_core.ipynb #a30acf35
 def in_threads(
     f, items,
     workers=4, # Reading and decompressing release Python's lock
 ) -> list:
     "`f` of every item, by several threads, with a progress bar; after an error or an interrupt the items that wait are dropped"
-    from fastprogress import progress_bar
     with ThreadPoolExecutor(workers) as pool:
         jobs = [pool.submit(f, o) for o in items]
-        bar = progress_bar(jobs, leave=False) if len(jobs)>16 and watched() else jobs
-        try: return [j.result() for j in bar]
+        try: return [j.result() for j in bar(jobs, over=16)]
         except BaseException: pool.shutdown(cancel_futures=True); raise
 
 # %% ../nbs/00_core.ipynb #1b740c59

@@ -9,8 +9,7 @@ __all__ = ['score_cases', 'make_folds', 'settle', 'run_fold', 'cross_validate', 
 import json, numpy as np, pandas as pd, time
 from dataclasses import asdict
 from pathlib import Path
-from fastprogress.fastprogress import progress_bar
-from .core import MedkitError, atomic, run_record, save_json, watched
+from .core import MedkitError, atomic, bar, run_record, save_json
 from .volumes import open_volumes, scan, stem
 from .plan import plan as make_plan
 from .training import quiet
@@ -32,7 +31,7 @@ def score_cases(
     def one(c):
         truth, img = read_labels(c.label)
         return score_masks(np.asarray(predict(learn, c.image, **kwargs).dataobj), truth, voxel_mm(img), labels, case=c.id, tolerance=tolerance)
-    return pd.DataFrame([r for c in (progress_bar(cases, leave=False) if len(cases)>4 and watched() else cases) for r in one(c)])
+    return pd.DataFrame([r for c in bar(cases, over=4) for r in one(c)])
 
 # %% ../nbs/33_crossval.ipynb #c45533ef
 def make_folds(

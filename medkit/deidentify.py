@@ -20,13 +20,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from fastprogress.fastprogress import progress_bar
 from PIL import ExifTags, Image
 from pydicom.datadict import DicomDictionary, dictionary_has_tag, dictionary_VR
 
 # %% ../nbs/26_deidentify.ipynb #b67424e7
 from .burned_in import burned_in_text
-from .core import MedkitError, in_threads, watched
+from .core import MedkitError, bar, in_threads
 from .dicom import BROKEN, decode, header, named, quietly, tag
 from .findings import Finding, Findings
 
@@ -400,7 +399,7 @@ def deidentify(
     folder, out = two_folders(folder, out); names, files, seen = Pseudonyms(secret), files_of(folder), {}; annex_e()
     root = folder if folder.is_dir() else folder.parent
     with whole_folder(out) as part:
-        rows = [clean_file(f, part, names, seen) for f in (progress_bar(files, leave=False) if watched() and len(files) > 16 else files)]
+        rows = [clean_file(f, part, names, seen) for f in bar(files, over=16)]
         kept = [r for r in rows if 'new' in r]
         if not kept: raise MedkitError(f'None of the {len(files)} files can be de-identified ({", ".join(sorted({r["refused"] for r in rows})) or "the folder is empty"}): nothing was written')
         found = withheld(rows, files, root) + not_covered(kept, part)

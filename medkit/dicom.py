@@ -24,7 +24,7 @@ from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, get_decoder, pixel_array
 from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, MediaStorageDirectoryStorage, MRImageStorage, generate_uid
 from scipy.spatial.transform import Rotation
-from .core import MedkitError, atomic, choose, watched
+from .core import MedkitError, atomic, bar, choose
 from .findings import Finding, Findings
 from .hounsfield import window
 from .phantom import field, grid, paint
@@ -655,9 +655,8 @@ def open_dicom(
     folder, # Searched with all folders below it; or one file
 ) -> DicomFolder:
     "Read every header in a folder: a table in words, the series in order, and what is wrong. No patient's name, number or date is in it, unless a file is named so"
-    from fastprogress import progress_bar
     base, files = dicom_files(folder); r = _Reader(base)
-    for f in progress_bar(files, leave=False) if len(files) > 300 and watched() else files: r.add(f)
+    for f in bar(files, over=300): r.add(f)
     series = [Series(i, s, base, lost_of(s, r.lost)) for i, s in enumerate(split_series(r.slices))]
     of = {s['file']: (o.number, p) for o in series for s, p in zip(o.slices, o.positions)}
     for row in r.rows: row['series'], row['position, mm'] = of.get(row['file'], (None, None))

@@ -16,14 +16,13 @@ from pathlib import Path
 # %% ../nbs/56_doubt.ipynb #10e00a7c
 import numpy as np, pandas as pd, torch
 from fastai.data.load import DataLoader
-from fastprogress.fastprogress import progress_bar
 from matplotlib.figure import Figure
 from scipy.special import entr, logsumexp, softmax
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 # %% ../nbs/56_doubt.ipynb #e3489980
-from .core import MedkitError, choose, seeded, watched
+from .core import MedkitError, bar, choose, seeded
 from .images import form_of, open_images
 from .classify import NUMBER, SEVERAL, features, picture_files, train_labels
 from .intervals import Estimate, around, auc_estimate, floats, group_codes, over, rate, to_np
@@ -47,7 +46,7 @@ def passes(
     dl = dl.new(shuffle=False, drop_last=False)
     try:
         with seeded(seed), torch.inference_mode(), dl.dataset.set_split_idx(split_idx):
-            return np.stack([np.concatenate([to_np(act(model(b[0]).float())) for b in dl]) for _ in (progress_bar(times, leave=False) if watched() else times)])
+            return np.stack([np.concatenate([to_np(act(model(b[0]).float())) for b in dl]) for _ in bar(times)])
     finally: model.train(was)
 
 # %% ../nbs/56_doubt.ipynb #c99a3b80

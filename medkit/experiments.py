@@ -12,12 +12,11 @@ __all__ = ['ARCH', 'PREVALENCE', 'Deck', 'deck', 'head_slices', 'head_deck', 'bl
 # %% ../nbs/37_experiments.ipynb #ea7817e2
 import contextlib, io, math, numpy as np, pandas as pd, torch
 from dataclasses import dataclass, replace
-from fastprogress.fastprogress import progress_bar
 from matplotlib.figure import Figure
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedShuffleSplit
 from torch import nn
 from torch.nn import functional as F
-from .core import MedkitError, in_test, seeded, watched
+from .core import MedkitError, bar, in_test, seeded
 from .phantom import head_slice
 from .catalog import find
 from .images import ImageSet, open_images
@@ -64,8 +63,7 @@ def head_slices(
 ) -> tuple:
     "Generated slices in a shuffled order: HU (n,96,96) int16, labels (n,) with 1 for a bleed"
     y = np.random.default_rng(seed).permutation(np.repeat([0, 1], [normal, bleeds]))
-    bar = progress_bar(y, leave=False, display=len(y) > 300 and watched())
-    return np.stack([head_slice(np.random.default_rng([seed, i]), bool(k))[0] for i, k in enumerate(bar)]), y
+    return np.stack([head_slice(np.random.default_rng([seed, i]), bool(k))[0] for i, k in enumerate(bar(y, over=300))]), y
 
 # %% ../nbs/37_experiments.ipynb #74730218
 def head_deck(
@@ -131,7 +129,7 @@ def runs(
     for s in range(seeds):
         parts = [t for _, t in StratifiedGroupKFold(folds, shuffle=True, random_state=s).split(d.x, d.y, groups)]
         jobs += [(s, np.concatenate([p for j, p in enumerate(parts) if j not in (i, (i+1) % folds)]), parts[(i+1) % folds], parts[i]) for i in range(folds)]
-    return [_run(d, s, *rows, balanced, head) for s, *rows in progress_bar(jobs, leave=False, display=watched())]
+    return [_run(d, s, *rows, balanced, head) for s, *rows in bar(jobs)]
 
 # %% ../nbs/37_experiments.ipynb #039ce6f8
 def at_end(run, y): "Probabilities (n,c) after the last epoch"; return np.exp(run.logp[-1])

@@ -21,12 +21,11 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 # %% ../nbs/59_explain.ipynb #685130da
-import numpy as np, pandas as pd, torch, torch.nn.functional as F
+import numpy as np, pandas as pd, torch
 from captum.attr import IntegratedGradients, Occlusion, Saliency
 from fastai.data.core import TfmdDL
 from fastai.learner import Learner
 from fastai.torch_core import TensorMultiCategory
-from fastprogress.fastprogress import progress_bar
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -36,7 +35,7 @@ from skimage.metrics import structural_similarity
 from torch import nn
 
 # %% ../nbs/59_explain.ipynb #3ec2597b
-from .core import MedkitError, choose, seeded, watched
+from .core import MedkitError, bar, choose, seeded
 from .findings import Finding, Findings
 from .loaders import image_dls
 from .classify import NUMBER, SEVERAL, stats_of
@@ -797,7 +796,7 @@ def check_explanations(
     if liar is not None: check_learner(liar)
     b, number = look(learn, dl_of(learn, dl), n, masks, seed), task_of(learn) == NUMBER
     rows, cases, falls, curves = [], [], {}, {}
-    for m in progress_bar(methods, leave=False, display=watched()):
+    for m in bar(methods):
         own_layer = cam_layer(learn.model, b.x, layer) if m.startswith('gradcam') else None
         maps = attribute(learn.model, b.x, b.targets, m, own_layer)
         found, falls[m] = _check_weights(learn, b, m, own_layer, draws, seed)

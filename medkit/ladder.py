@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from fastai.optimizer import Adam, SGD
-from fastprogress import progress_bar
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
-from .core import MedkitError, atomic, cache_dir, choose, run_record, save_json, seeded, watched
+from .core import MedkitError, atomic, bar, cache_dir, choose, run_record, save_json, seeded
 from .catalog import ENTRIES
 from .images import ImageSet, open_images
 from .loaders import image_dls
@@ -291,5 +290,5 @@ def run_ladder(
     metrics = metrics_of(one.classes, recall_of)
     climb = Climb(sets, steps, tuple(seeds), epochs, bs, Path(folder or cache_dir()/'ladder'), device)
     if test and not (one.splits == 'test').any(): raise MedkitError(f'{one.name} has no test pictures: judge on validation, and say so')
-    for seed, step in progress_bar([(i, s) for i in seeds for s in steps], leave=False, display=watched()): climb.probs(step, seed, 'val')
+    for seed, step in bar([(i, s) for i in seeds for s in steps]): climb.probs(step, seed, 'val')
     return judge(climb, 'test' if test else 'val', metrics, ('accuracy', 'AUC'))

@@ -14,11 +14,10 @@ from pathlib import Path
 
 # %% ../nbs/29_masks.ipynb #7211afec
 import nibabel as nib, numpy as np, pandas as pd, torch
-from fastprogress.fastprogress import progress_bar
 from monai.metrics.utils import get_mask_edges, get_surface_distance
 
 # %% ../nbs/29_masks.ipynb #e30ef085
-from .core import MedkitError
+from .core import MedkitError, bar
 from .volumes import load_nifti, same_grid, stem
 from .intervals import compare_means, mean_ci, to_np
 from .results import HEADS, Result, surface_dice_head
@@ -273,5 +272,5 @@ def evaluate_folder(
     "Score predicted NIfTI masks against reference ones: a row per case and label, and the means with n and intervals"
     pairs, notes = pair_files(pred, truth)
     labels = name_labels(labels if labels is not None else truth_labels(pairs))
-    rows = [r for p in (progress_bar(pairs, leave=False) if len(pairs) > 8 else pairs) for r in score_files(*p, labels, tolerance)]
+    rows = [r for p in bar(pairs, over=8) for r in score_files(*p, labels, tolerance)]
     return evaluate_masks(rows, seed=seed, notes=notes)

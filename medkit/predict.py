@@ -14,11 +14,10 @@ from functools import lru_cache, partial
 from itertools import combinations
 from pathlib import Path
 from fastai.learner import Learner
-from fastprogress import progress_bar
 from monai.inferers import sliding_window_inference
 from monai.transforms import KeepLargestConnectedComponent
 from scipy.ndimage import gaussian_filter
-from .core import MedkitError, watched
+from .core import MedkitError, bar, watched
 from .volumes import Volume, free_for_mask, is_dicom, load_nifti, mask_image, prepare, read_volume, same_grid, show_planes, write_mask
 from .training import has_bf16
 from .plan import volume_device
@@ -202,7 +201,7 @@ def predict_folder(models, folder, out, **kwargs) -> list:
     files = nifti_files(folder)
     for f in files: free_for_mask(Path(out)/f.name)
     def one(f): predict(models, f, Path(out)/f.name, **kwargs); return Path(out)/f.name
-    return [one(f) for f in progress_bar(files, leave=False, display=watched())]
+    return [one(f) for f in bar(files)]
 
 # %% ../nbs/23_predict.ipynb #a3b5f866
 def as_mask(mask): return mask if hasattr(mask, 'affine') else load_nifti(mask)

@@ -12,7 +12,6 @@ __all__ = ['RUNS', 'ZONES', 'OUTLINE', 'MIRP', 'NOT_SHAPE', 'GREY', 'FAMILIES', 
 import contextlib, importlib, logging, re, tempfile, time, warnings
 from pathlib import Path
 import nibabel as nib, numpy as np, pandas as pd
-from fastprogress.fastprogress import progress_bar
 from joblib import Parallel, delayed
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
@@ -289,8 +288,6 @@ def _checked(x, m, families, flat):
     return x.astype(float), m, families
 
 # %% ../nbs/17_radiomics.ipynb #201a9e41
-def _bar(it, n): return progress_bar(it, total=n, leave=False) if watched() else it
-
 def _row(name, image, mask, families, spacing, levels):
     "The row of one case; what cannot be is told with its name"
     try:
@@ -316,7 +313,7 @@ def radiomics(
     cases = [(None if images is None else images[i], None if masks is None else masks[i]) for i in range(n)]
     names = [Path(next((a for a in c if isinstance(a, (str, Path))), f'picture {i}')).name for i, c in enumerate(cases)]
     rows = Parallel(n_jobs, return_as='generator')(delayed(_row)(k, *c, families, spacing, levels) for k, c in zip(names, cases))
-    return pd.DataFrame(list(_bar(rows, n)), index=names)
+    return pd.DataFrame(list(bar(rows, total=n)), index=names)
 
 # %% ../nbs/17_radiomics.ipynb #a9aa166e
 SETTINGS = dict(logistic=dict(logisticregression__C=[.001, .01, .1, 1., 10., 100.]),     # small C: a stronger pull to zero
@@ -387,7 +384,7 @@ def nested_cv(
     "Out-of-fold probabilities with the setting chosen inside each fold"
     X, y, names = _table_checked(X, y)
     groups, probs, rows = None if groups is None else np.asarray(groups), np.full((len(y), len(names)), np.nan), []
-    for k, (tr, te) in enumerate(_bar(folds_of(y, groups, folds, seed), folds)):
+    for k, (tr, te) in enumerate(bar(folds_of(y, groups, folds, seed), total=folds)):
         setting, _ = choose_setting(X[tr], y[tr], folds_of(y[tr], None if groups is None else groups[tr], inner, seed), kind, seed)
         probs[te] = learner(kind, seed, **setting).fit(X[tr], y[tr]).predict_proba(X[te])
         rows.append(dict(fold=k, n_train=len(tr), n_test=len(te), brier=brier(probs[te], y[te]).mean()) | {p.split('__')[1]: v for p, v in setting.items()})
@@ -458,7 +455,7 @@ def importance(
     "Permutation importance of groups of columns on held-out cases, 95 % interval over the cases as if each were a patient (Breiman, 2001)"
     X, y, rng, rows = pd.DataFrame(X), np.asarray(y), np.random.default_rng(seed), []
     now, groups = brier(model.predict_proba(X.to_numpy(float)), y), together(X) if groups is None else groups
-    for cols in _bar(groups, len(groups)):
+    for cols in bar(groups):
         shuffled = np.concatenate([X.assign(**{c: v for c, v in zip(cols, X[cols].to_numpy()[rng.permutation(len(X))].T)}).to_numpy(float) for _ in range(n)])
         rise = brier(model.predict_proba(shuffled), np.tile(y, n)).reshape(n, -1).mean(0) - now
         half = 1.96*rise.std(ddof=1)/len(rise)**.5

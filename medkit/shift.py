@@ -14,13 +14,12 @@ from dataclasses import dataclass, replace
 from itertools import count
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from fastai.data.core import test_set
-from fastprogress.fastprogress import progress_bar
 from matplotlib.figure import Figure
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 # %% ../nbs/57_shift.ipynb #be2bcf85
-from .core import MedkitError, choose, seeded, watched
+from .core import MedkitError, bar, choose, seeded
 from .images import ImageSet, form_of, open_images
 from .volumes import read_mask, read_volume
 from .resident import hold
@@ -217,7 +216,7 @@ def sum_up(
     "Run every kind at every severity, and compare with the clean pictures"
     clean = run(kinds[0], 0)
     jobs = [(k, s) for k in kinds for s in severities]
-    runs = {j: run(*j) for j in (progress_bar(jobs, leave=False) if watched() else jobs)}
+    runs = {j: run(*j) for j in bar(jobs)}
     base, v = m.value(clean, truth, seed, groups), {j: m.value(a, truth, seed, groups) for j, a in runs.items()}
     rows = [dict(corruption=k, severity=s, **(v[k, s] if s else base)._asdict()) for k in kinds for s in (0, *severities)]
     def line(k):

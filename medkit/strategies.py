@@ -13,7 +13,6 @@ import contextlib, hashlib, io, json, math, time
 import numpy as np, pandas as pd
 from dataclasses import dataclass, replace
 from pathlib import Path
-from fastprogress import progress_bar
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 
@@ -232,7 +231,7 @@ def compare_strategies(
     wanted = {choose(s, STRATEGIES, 'strategy') for s in (*strategies, baseline)}
     names = [n for n in STRATEGIES if n in wanted]
     b = bench(source, size, arch, epochs, pre_epochs, fraction, augment, folder, device)
-    for n, k in progress_bar([(n, k) for k in seeds for n in names if k in seeds_of(b, n, seeds)], leave=False, display=watched()): run_strategy(b, n, k)
+    for n, k in bar([(n, k) for k in seeds for n in names if k in seeds_of(b, n, seeds)]): run_strategy(b, n, k)
     got = {n: answers(b, n, seeds_of(b, n, seeds)) for n in names}
     t = pd.DataFrame([row(b, n, got[n], got[baseline][0]) for n in names])
     rec = run_record(list(seeds), b.dls.device, arch=arch, epochs=epochs, pre_epochs=pre_epochs, augment=augment, folder=b.folder.name)

@@ -10,7 +10,6 @@ __all__ = ['PARTS', 'STUDY', 'STUDY_KEYS', 'make_studies', 'open_studies', 'by_s
 import math, re
 from pathlib import Path
 import numpy as np, pandas as pd
-from fastprogress import progress_bar
 from PIL import Image
 from .core import *
 from .phantom import _whole, field, grid, paint, tube
@@ -93,7 +92,7 @@ def make_studies(
 def _write_pictures(root, rng, rows, train, size):
     "Draw the pictures into their folders; a table with the path of each, its label, and whether the finding shows"
     truth = []
-    for part, patient, study, label, i, shown, who in progress_bar(rows, leave=False, display=watched()):
+    for part, patient, study, label, i, shown, who in bar(rows):
         rel = Path('train' if patient in train else 'valid', part, patient, f"{study}_{('negative', 'positive')[label]}", f'image{i}.png')
         (root/rel).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(_radiograph(rng, who, shown, rng.random() < .3, size)).save(root/rel)
